@@ -1,0 +1,1 @@
+"""The use cases: generating, background jobs, readiness."""

@@ -1,0 +1,253 @@
+"""Everything that can go wrong, as one tree; knows neither FastAPI nor any vendor.
+
+::
+
+    ServiceError
+    ├── InvalidRequest            422   the caller's mistake; names the field
+    │   └── ModelNotFound         422   the model is not configured; lists those that are
+    ├── Unauthenticated           401   credential missing or wrong
+    ├── PermissionDenied          403   credential right, not allowed
+    ├── NotFound                  404   no such path
+    │   └── JobNotFound           404   no such job of this caller's
+    ├── MethodNotAllowed          405   the path has other methods
+    ├── RequestTooLarge           413   body over the limit
+    ├── IdempotencyConflict       409   same key, other body
+    ├── Cancelled                 499   the caller asked for the end of it
+    ├── RateLimited               429   this principal's budget is spent
+    ├── Overloaded                503   our own queue is full, or we are draining
+    ├── StoreUnavailable          503   Redis did not answer: our fault, never the caller's 401
+    ├── InternalError             500   a defect of ours
+    └── UpstreamError
+        ├── UpstreamRejected      400   context too long, content filtered: the upstream's reason is kept
+        ├── UpstreamThrottled     503   the upstream's 429: never shown as the caller's 429
+        ├── UpstreamUnavailable   502   connection failure or 5xx
+        ├── UpstreamInvalid       502   an answer that breaks the schema, or a stream that ends without its end
+        ├── UpstreamMisconfigured 502   our key, quota or address is refused: page someone
+        └── UpstreamTimeout       504   a deadline passed while waiting for the upstream
+
+The class decides: ``code``, ``status`` and ``retryable`` are class attributes; ``service.api.errors`` alone renders.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """One thing wrong with the input."""
+
+    field: str
+    """Where, as a dotted path from the body's or the query's root: ``messages.0.content``."""
+    message: str
+    """What is wrong and what would be right."""
+    type: str = "invalid"
+    """A stable word for programs, such as ``missing`` or ``string_too_long``."""
+
+
+class ServiceError(Exception):
+    """A failure with a meaning for the caller. ``str(error)`` is shown to the caller: nothing secret belongs in it."""
+
+    code: ClassVar[str] = "internal_error"
+    """A stable word for programs, unique to the class."""
+    status: ClassVar[int] = 500
+    """HTTP status, where the response has not started yet."""
+    retryable: ClassVar[bool] = False
+    """Whether the same request may succeed later without a change."""
+    title: ClassVar[str] = "Internal error"
+    """The class of failure in a few words, the same for every occurrence (RFC 9457 section 3.1.3)."""
+
+    def __init__(
+        self, message: str, *, retry_after_s: float | None = None, fields: tuple[FieldError, ...] = ()
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_s = retry_after_s
+        self.fields = fields
+
+
+class InternalError(ServiceError):
+    """A defect of ours; its details go to the log, not to the caller."""
+
+
+class InvalidRequest(ServiceError):  # noqa: N818 - the tree reads as HTTP reasons, without a suffix
+    """The caller's mistake."""
+
+    code = "invalid_request"
+    status = 422
+    title = "The request is not valid"
+
+    @classmethod
+    def at(cls, field: str, message: str, *, kind: str = "invalid") -> Self:
+        """Make the error for a single field."""
+        return cls(f"{field}: {message}", fields=(FieldError(field, message, kind),))
+
+
+class ModelNotFound(InvalidRequest):
+    """The model is not one of those configured, or not one of this principal's."""
+
+    code = "model_not_found"
+    title = "No such model"
+
+
+class Unauthenticated(ServiceError):  # noqa: N818
+    """The credential is missing or wrong."""
+
+    code = "unauthenticated"
+    status = 401
+    title = "Authentication is needed"
+
+
+class PermissionDenied(ServiceError):  # noqa: N818
+    """The credential is right, but it does not allow this."""
+
+    code = "permission_denied"
+    status = 403
+    title = "Not allowed"
+
+
+class NotFound(ServiceError):  # noqa: N818
+    """There is nothing at this path."""
+
+    code = "not_found"
+    status = 404
+    title = "Not found"
+
+
+class MethodNotAllowed(ServiceError):  # noqa: N818
+    """The path is right, the method is not."""
+
+    code = "method_not_allowed"
+    status = 405
+    title = "Method not allowed"
+
+
+class JobNotFound(NotFound):
+    """No such job, or someone else's: the two look alike on purpose."""
+
+    code = "job_not_found"
+    title = "No such job"
+
+
+class RequestTooLarge(ServiceError):  # noqa: N818
+    """The body is over the limit."""
+
+    code = "request_too_large"
+    status = 413
+    title = "The request is too large"
+
+
+class IdempotencyConflict(ServiceError):  # noqa: N818
+    """The same idempotency key came with another body."""
+
+    code = "idempotency_conflict"
+    status = 409
+    title = "The idempotency key was used for another request"
+
+
+class Cancelled(ServiceError):  # noqa: N818
+    """The caller ended it. On the WebSocket alone: elsewhere nobody is left to be told."""
+
+    code = "cancelled"
+    status = 499
+    title = "Cancelled"
+
+
+class RateLimited(ServiceError):  # noqa: N818
+    """This principal's budget is spent."""
+
+    code = "rate_limited"
+    status = 429
+    retryable = True
+    title = "Rate limit reached"
+
+
+class Overloaded(ServiceError):  # noqa: N818
+    """We cannot take this now."""
+
+    code = "overloaded"
+    status = 503
+    retryable = True
+    title = "The service is overloaded"
+
+
+class StoreUnavailable(ServiceError):  # noqa: N818
+    """The shared store did not answer in time."""
+
+    code = "store_unavailable"
+    status = 503
+    retryable = True
+    title = "The shared store is unavailable"
+
+
+class UpstreamError(ServiceError):
+    """The provider's trouble. ``provider`` names it as configured, never its address or key."""
+
+    code = "upstream_error"
+    status = 502
+    title = "The provider failed"
+    fallback: ClassVar[bool] = True
+    """Whether another route to the same model may do better, as long as nothing was handed on."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        provider: str = "",
+        upstream_status: int | None = None,
+        upstream_code: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.provider = provider
+        self.upstream_status = upstream_status
+        self.upstream_code = upstream_code
+
+
+class UpstreamRejected(UpstreamError):  # noqa: N818
+    """The provider refuses this very request, and would again."""
+
+    code = "upstream_rejected"
+    status = 400
+    title = "The provider rejected the request"
+    fallback = False
+
+
+class UpstreamThrottled(UpstreamError):  # noqa: N818
+    """The provider's rate limit or overload: ours to absorb, not the caller's 429."""
+
+    code = "upstream_throttled"
+    status = 503
+    retryable = True
+    title = "The provider is limiting us"
+
+
+class UpstreamUnavailable(UpstreamError):  # noqa: N818
+    """No connection, a reset, or a 5xx."""
+
+    code = "upstream_unavailable"
+    retryable = True
+    title = "The provider is unavailable"
+
+
+class UpstreamInvalid(UpstreamError):  # noqa: N818
+    """An answer that breaks the provider's own schema, or a stream that ended without its end."""
+
+    code = "upstream_invalid_response"
+    retryable = True
+    title = "The provider's answer is not valid"
+
+
+class UpstreamMisconfigured(UpstreamError):  # noqa: N818
+    """The provider refuses our key, our account or our address: an operator must act."""
+
+    code = "upstream_misconfigured"
+    title = "The provider refuses our credentials"
+
+
+class UpstreamTimeout(UpstreamError):  # noqa: N818
+    """A deadline passed while waiting for the provider."""
+
+    code = "upstream_timeout"
+    status = 504
+    retryable = True
+    title = "The provider did not answer in time"
