@@ -1,0 +1,1 @@
+"""What the tests share: servers to speak to, and readers that we did not write."""
