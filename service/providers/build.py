@@ -1,0 +1,38 @@
+"""Opens a provider by its settings; the one place that knows all kinds."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from service.config import ProviderKind, ProviderSettings
+from service.domain.clock import Clock
+from service.providers.anthropic import open_anthropic
+from service.providers.base import Provider
+from service.providers.local import STOP_STRINGS
+from service.providers.openai import open_openai
+
+
+@asynccontextmanager
+async def open_provider(name: str, settings: ProviderSettings, *, clock: Clock) -> AsyncIterator[Provider]:
+    """Open the provider ``name``; close its connections on leaving. Nothing is sent before the first call.
+
+    The embedded model and a simulator of ours must run already, at ``settings.base_url``: ``ValueError`` otherwise,
+    since what is meant for them must not go to a vendor.
+    """
+    local = settings.kind is ProviderKind.LOCAL
+    if settings.base_url is None and (local or settings.kind is ProviderKind.SIMULATOR):
+        raise ValueError(f"the provider {name!r} has no address")
+    async with AsyncExitStack() as stack:
+        if settings.kind is ProviderKind.ANTHROPIC:
+            yield await stack.enter_async_context(open_anthropic(name, settings, clock=clock))
+            return
+        provider = open_openai(
+            name,
+            settings,
+            base_url=None if settings.base_url is None else str(settings.base_url),
+            clock=clock,
+            stop=STOP_STRINGS if local else (),
+            # llama.cpp's server closes a connection after a stream without having announced it: the next request would
+            # be lost on it. A connection of its own costs a request on this machine less than 0.1 ms.
+            keep_alive=not local,
+        )
+        yield await stack.enter_async_context(provider)

@@ -1,0 +1,495 @@
+"""How providers are reached over HTTP: the connection pool, bounded reads, timeouts, and what a failure of them means.
+
+What the bytes say is the business of the modules for each dialect.
+"""
+
+import asyncio
+import io
+import math
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from ipaddress import ip_address
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import aiohttp
+import orjson
+from aiohttp.http_exceptions import HttpProcessingError
+from yarl import URL
+
+from service.config import TimeoutSettings
+from service.domain.clock import Deadline
+from service.domain.generation import Chunk
+from service.errors import (
+    InvalidRequest,
+    UpstreamError,
+    UpstreamInvalid,
+    UpstreamMisconfigured,
+    UpstreamRejected,
+    UpstreamThrottled,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+
+MAX_ANSWER_BYTES = 32 * 1024 * 1024
+"""Of a plain answer; 2,048 vectors of 1,536 numbers as text take about 30 MiB."""
+MAX_ERROR_BYTES = 64 * 1024
+"""Of an error's body; the rest is not read."""
+KEEPALIVE_S = 75.0
+"""How long an idle connection is kept; the vendors' front ends close theirs after 60 s and more."""
+SETTLE_S = 3.0
+"""How long a stream that has finished may take for its usage figures and its end marker."""
+MAX_STALE_CONNECTIONS = 3
+"""How many connections from the pool may turn out closed before a call fails."""
+LINGER_S = 1.0
+"""How long the end of the body may take after the end marker, so that the connection goes back to the pool."""
+
+ERROR_BODY_S = 2.0
+"""How long the body of an error may take: its status alone says enough."""
+NO_HEADERS: Mapping[str, str] = {}
+
+_STREAM_HEADERS: Mapping[str, str] = {"Accept-Encoding": "identity"}
+"""A compressor between us would hold events back to fill its block."""
+_LARGE_BODY_BYTES = 1024 * 1024
+"""From this size on aiohttp asks for a file object, which it sends in pieces."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What goes up in one call."""
+
+    url: URL
+    payload: Mapping[str, Any]
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Beside those of every call, and stronger than they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What a provider said instead of an answer."""
+
+    status: int
+    """HTTP status, or what stands for it where an error came inside a 200."""
+    code: str | None = None
+    """The most specific word for programs in the body."""
+    type: str | None = None
+    message: str = ""
+    retry_after_s: float | None = None
+
+
+def error_for_status(refusal: Refusal, *, provider: str) -> UpstreamError:
+    """Classify a refusal by its status alone; what a vendor's codes say more is decided before."""
+    kind: type[UpstreamError]
+    status = refusal.status
+    if status in {429, 529}:
+        kind, message = UpstreamThrottled, "the provider is limiting our requests"
+    elif status in {408, 409, 425} or status >= 500:  # noqa: PLR2004 - RFC 9110 section 15.6
+        kind, message = UpstreamUnavailable, f"the provider failed with status {status}"
+    elif status in {401, 402, 403, 404, 405, 407} or status < 400:  # noqa: PLR2004
+        # Not the provider's own words: they may repeat parts of a key, and the caller cannot do anything about it.
+        kind, message = UpstreamMisconfigured, f"the provider refuses our key, account or address (status {status})"
+    else:
+        kind, message = UpstreamRejected, refusal.message or f"the provider rejected the request (status {status})"
+    return kind(
+        message,
+        provider=provider,
+        upstream_status=status,
+        upstream_code=refusal.code or refusal.type,
+        retry_after_s=refusal.retry_after_s if kind in {UpstreamThrottled, UpstreamUnavailable} else None,
+    )
+
+
+def retry_after_s(headers: Mapping[str, str], *, now: datetime | None = None) -> float | None:
+    """Read when to come back, in seconds from now, from ``retry-after-ms`` or ``retry-after`` (RFC 9110 §10.2.3)."""
+    for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        value = headers.get(name)
+        if value is None:
+            continue
+        try:
+            seconds = float(value) * scale
+        except ValueError:
+            seconds = _seconds_until(value, now or datetime.now(UTC))
+        if math.isfinite(seconds):
+            return max(0.0, seconds)
+    return None
+
+
+def _seconds_until(http_date: str, now: datetime) -> float:
+    try:
+        at = parsedate_to_datetime(http_date)
+    except ValueError:
+        return math.nan
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - now.timestamp()
+
+
+def text_of(value: object, *, limit: int = 2000) -> str:
+    """Return ``value`` if it is text, cut to ``limit`` characters; fields of error bodies can be anything."""
+    return value[:limit] if isinstance(value, str) else ""
+
+
+def proxy_for(url: URL) -> str | None:
+    """Return the proxy that the environment names for ``url``; never one for this machine itself."""
+    host = url.host or ""
+    if host == "localhost" or _is_loopback(host) or urllib.request.proxy_bypass(host):
+        return None
+    return urllib.request.getproxies().get(url.scheme)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Decoder(Protocol):
+    """Turns the bytes of one stream into chunks. One instance serves one stream."""
+
+    started: bool
+    """Whether a piece of the answer has come."""
+    finished: bool
+    """Whether every choice has its finish reason: from here on nothing can take the answer back."""
+    ended: bool
+    """Whether the provider's end marker has come."""
+    failure: UpstreamError | None
+    """What was wrong after the events of the last chunk."""
+
+    def feed(self, data: bytes) -> Chunk | None:
+        """Take one read's bytes; None if they complete nothing that is worth handing on. Never raises."""
+        ...
+
+    def rest(self) -> Chunk | None:
+        """Return what is still owed once the stream is over, such as the usage."""
+        ...
+
+
+@asynccontextmanager
+async def open_upstream(
+    *,
+    provider: str,
+    timeouts_s: TimeoutSettings,
+    headers: Callable[[], Mapping[str, str]],
+    refused: Callable[[int, Mapping[str, str], bytes], UpstreamError],
+    keep_alive: bool = True,
+) -> AsyncIterator["HttpUpstream"]:
+    """Open an upstream with a connection pool of its own.
+
+    The pool has no limits, cookies or timeouts: admission and deadlines are decided elsewhere.
+    """
+    connector = (
+        aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S)
+        if keep_alive
+        else aiohttp.TCPConnector(limit=0, force_close=True)
+    )
+    async with aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None),
+        auto_decompress=True,
+        # The environment is read once, by proxy_for, instead of for each request.
+        trust_env=False,
+    ) as session:
+        upstream = HttpUpstream(
+            provider=provider, session=session, timeouts_s=timeouts_s, headers=headers, refused=refused
+        )
+        try:
+            yield upstream
+        finally:
+            upstream.close()
+
+
+class HttpUpstream:
+    """Posts JSON to one provider.
+
+    Raises members of ``UpstreamError`` only; a cancelled call closes its connection before it returns.
+    """
+
+    def __init__(
+        self,
+        *,
+        provider: str,
+        session: aiohttp.ClientSession,
+        timeouts_s: TimeoutSettings,
+        headers: Callable[[], Mapping[str, str]],
+        refused: Callable[[int, Mapping[str, str], bytes], UpstreamError],
+    ) -> None:
+        """``headers`` gives those of the next call; ``refused`` makes an error of a status, headers and body."""
+        self.provider = provider
+        self.timeouts_s = timeouts_s
+        self._session = session
+        self._headers = headers
+        self._refused = refused
+        self._connect = aiohttp.ClientTimeout(total=None, connect=timeouts_s.connect)
+        self._proxies: dict[URL, str | None] = {}
+        self._lingering: set[aiohttp.ClientResponse] = set()
+
+    def close(self) -> None:
+        """Give up the connections whose end of the body has not come yet."""
+        for response in self._lingering:
+            response.close()
+        self._lingering.clear()
+
+    def linger(self, response: aiohttp.ClientResponse) -> None:
+        """Let the end of a body come in the next moments, so that its connection goes back to the pool.
+
+        It is not waited for: the caller has all it wants.
+        """
+        self._lingering.add(response)
+        asyncio.get_running_loop().call_later(LINGER_S, self._close_unless_read, response)
+
+    def _close_unless_read(self, response: aiohttp.ClientResponse) -> None:
+        self._lingering.discard(response)
+        if not response.content.is_eof():
+            response.close()
+
+    async def post(self, ask: Ask, *, deadline: Deadline) -> bytes:
+        """Return the body of a JSON answer.
+
+        Only the deadline bounds the wait: a provider sends nothing of a plain answer before all of it is generated.
+        """
+        try:
+            async with asyncio.timeout_at(deadline.at):
+                response = await self._send(ask)
+                try:
+                    await self._require(response, "json")
+                    return await self._read(response)
+                finally:
+                    if not response.content.is_eof():
+                        response.close()
+        except (TimeoutError, aiohttp.ClientError, OSError, HttpProcessingError) as exc:
+            raise self.failed(exc) from exc
+
+    def stream(self, ask: Ask, decoder: Decoder, *, deadline: Deadline) -> "UpstreamStream":
+        """Prepare a stream; nothing is sent before it is entered."""
+        return UpstreamStream(self, ask, decoder, deadline)
+
+    async def open_stream(self, ask: Ask, *, until: float) -> aiohttp.ClientResponse:
+        """Return a response with an event stream in its body, which the caller must close."""
+        try:
+            async with asyncio.timeout_at(until):
+                response = await self._send(ask, _STREAM_HEADERS)
+                try:
+                    await self._require(response, "event-stream")
+                except BaseException:
+                    response.close()
+                    raise
+                return response
+        except (TimeoutError, aiohttp.ClientError, OSError, HttpProcessingError) as exc:
+            raise self.failed(exc) from exc
+
+    async def _send(self, ask: Ask, more_headers: Mapping[str, str] = NO_HEADERS) -> aiohttp.ClientResponse:
+        """Send a request and wait for the head of its response, whatever its status."""
+        url = ask.url
+        try:
+            body = orjson.dumps(ask.payload)
+        except orjson.JSONEncodeError as exc:
+            raise InvalidRequest("the request holds text or numbers that JSON cannot carry") from exc
+        headers = {**self._headers(), **ask.headers, **more_headers}
+        if url not in self._proxies:
+            self._proxies[url] = proxy_for(url)
+        for attempts_left in range(MAX_STALE_CONNECTIONS, -1, -1):
+            try:
+                return await self._session.post(
+                    url,
+                    data=body if len(body) < _LARGE_BODY_BYTES else io.BytesIO(body),
+                    headers=headers,
+                    allow_redirects=False,
+                    timeout=self._connect,
+                    proxy=self._proxies[url],
+                )
+            except aiohttp.ClientOSError as exc:
+                # The server had closed an idle connection, and we learnt it while writing: it cannot have read a whole
+                # request from there. All other failures may have been paid for, and are not for this layer to repeat.
+                if attempts_left == 0 or not isinstance(exc.__cause__, aiohttp.ClientConnectionResetError):
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
+    def failed(self, exc: Exception) -> UpstreamError:
+        """Classify what the client library raised."""
+        if isinstance(exc, TimeoutError):
+            return UpstreamTimeout("the provider did not answer in time", provider=self.provider)
+        if isinstance(exc, aiohttp.ClientResponseError | HttpProcessingError):
+            return UpstreamInvalid("the provider's response is not HTTP", provider=self.provider)
+        if isinstance(exc, aiohttp.InvalidURL):
+            return UpstreamMisconfigured("the provider's address cannot be used", provider=self.provider)
+        return UpstreamUnavailable(
+            f"the connection to the provider failed ({type(exc).__name__})", provider=self.provider
+        )
+
+    async def _require(self, response: aiohttp.ClientResponse, subtype: str) -> None:
+        """Raise unless the response is a success with a body of the kind that was asked for."""
+        found = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        ok = 200 <= response.status < 300  # noqa: PLR2004 - RFC 9110 section 15.3
+        if ok and found.partition("/")[2].rpartition("+")[2] == subtype:
+            return
+        body = await self._read_some(response)
+        if not ok:
+            raise self._refused(response.status, response.headers, body)
+        error = self._refused(response.status, response.headers, body)
+        if isinstance(error, UpstreamInvalid):
+            raise UpstreamInvalid(
+                f"the provider answered with the content type {found[:80] or 'none'!r}",
+                provider=self.provider,
+                upstream_status=response.status,
+            )
+        raise error
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        pieces: list[bytes] = []
+        size = 0
+        while piece := await response.content.readany():
+            pieces.append(piece)
+            size += len(piece)
+            if size > MAX_ANSWER_BYTES:
+                raise UpstreamInvalid("the provider's answer is too long", provider=self.provider)
+        return b"".join(pieces)
+
+    @staticmethod
+    async def _read_some(response: aiohttp.ClientResponse) -> bytes:
+        """Read an error's body, or what comes of it in time."""
+        body = b""
+        try:
+            async with asyncio.timeout(ERROR_BODY_S):
+                while len(body) < MAX_ERROR_BYTES and (piece := await response.content.readany()):
+                    body += piece
+        except (aiohttp.ClientError, OSError, HttpProcessingError):
+            pass
+        return body[:MAX_ERROR_BYTES]
+
+
+class UpstreamStream:
+    """One streamed answer, which ends only after its finish reason.
+
+    Leaving the context closes the connection at once, unless the body was read to its end.
+    """
+
+    def __init__(self, upstream: HttpUpstream, ask: Ask, decoder: Decoder, deadline: Deadline) -> None:
+        self._upstream = upstream
+        self._ask: Ask | None = ask
+        self._decoder = decoder
+        self._deadline = deadline
+        self._over = False
+
+    async def __aenter__(self) -> Self:
+        """Send the request; raises what fails until the head of a good response is there."""
+        if self._ask is None:
+            raise RuntimeError("a stream can be entered only once")
+        ask, self._ask = self._ask, None  # an idle stream must not keep its prompt alive
+        self._loop = asyncio.get_running_loop()
+        self._first_token_at = min(self._loop.time() + self._upstream.timeouts_s.first_token, self._deadline.at)
+        self._response = await self._upstream.open_stream(ask, until=self._first_token_at)
+        self._content = self._response.content
+        self._watch = _Watch(self._content, self._loop)
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._watch.cancel()
+        self._over = True
+        if self._content.is_eof():
+            self._response.release()
+        elif self._decoder.ended:
+            self._upstream.linger(self._response)
+        else:
+            self._response.close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        decoder = self._decoder
+        while not self._over:
+            if decoder.failure is not None and not decoder.finished:
+                raise decoder.failure
+            if decoder.ended or decoder.failure is not None:
+                self._over = True
+                break
+            data = await self._read()
+            if data:
+                chunk = decoder.feed(data)
+                if chunk is not None:
+                    return chunk
+            else:
+                self._over = True
+        if not decoder.finished:
+            raise UpstreamInvalid(
+                "the provider's stream ended without a finish reason", provider=self._upstream.provider
+            )
+        rest = decoder.rest()
+        if rest is None:
+            raise StopAsyncIteration
+        return rest
+
+    async def _read(self) -> bytes:
+        """Return what has come, or comes next.
+
+        Nothing is returned at the end of the body, and after a failure that is too late to matter.
+        """
+        now = self._loop.time()
+        if self._decoder.finished:
+            until = now + SETTLE_S
+        elif self._decoder.started:
+            until = now + self._upstream.timeouts_s.between_tokens
+        else:
+            until = self._first_token_at
+        self._watch.start(min(until, self._deadline.at))
+        try:
+            return await self._content.readany()
+        except (TimeoutError, aiohttp.ClientError, OSError, HttpProcessingError) as exc:
+            if self._decoder.finished:
+                return b""
+            raise self._upstream.failed(exc) from exc
+        finally:
+            self._watch.stop()
+
+
+class _Watch:
+    """Wakes a reader that waits too long.
+
+    One timer serves the whole stream. It is moved when it fires: setting and cancelling one around each read, as
+    ``asyncio.timeout`` does, costs about 3 µs per chunk.
+    """
+
+    __slots__ = ("_armed_for", "_content", "_due", "_loop", "_timer")
+
+    def __init__(self, content: aiohttp.StreamReader, loop: asyncio.AbstractEventLoop) -> None:
+        self._content = content
+        self._loop = loop
+        self._due = math.inf
+        self._armed_for = math.inf
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self, due: float) -> None:
+        """Make the reader fail with ``TimeoutError`` at ``due`` unless it is stopped before."""
+        self._due = due
+        if due < self._armed_for:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._arm(due)
+
+    def stop(self) -> None:
+        """Let the reader be; the timer stays, since it will most often be wanted again."""
+        self._due = math.inf
+
+    def cancel(self) -> None:
+        """End the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _arm(self, at: float) -> None:
+        self._armed_for = at
+        self._timer = self._loop.call_at(at, self._fire)
+
+    def _fire(self) -> None:
+        self._timer = None
+        self._armed_for = math.inf
+        if self._due <= self._loop.time():
+            self._content.set_exception(TimeoutError())
+        elif self._due < math.inf:
+            self._arm(self._due)
