@@ -1,0 +1,66 @@
+"""All settings, in sections, and how they are read; opens nothing but the files they name, and knows no other room.
+
+Sources, strongest first: command line, environment (``LLM_API_`` and ``__`` between levels), the YAML file named by
+``LLM_API_CONFIG``, the vendors' conventional names (``OPENAI_API_KEY`` and the like), defaults.
+"""
+
+from service.config.keys import digest_of, read_keys_file
+from service.config.printing import effective_yaml, json_schema, reference_table
+from service.config.problems import ConfigError, Problem
+from service.config.profiles import Installed, is_loopback, unenforced, with_profile_defaults
+from service.config.sections import (
+    AdmissionSettings,
+    AuthSettings,
+    CorsSettings,
+    EmbeddedSettings,
+    JobSettings,
+    KeySettings,
+    LimitSettings,
+    ModelSettings,
+    PriceSettings,
+    Profile,
+    ProviderKind,
+    ProviderSettings,
+    ReadinessSettings,
+    RedisSettings,
+    RouteSettings,
+    Section,
+    ServerSettings,
+    Settings,
+    TimeoutSettings,
+)
+from service.config.sources import load_settings
+
+__all__ = [
+    "AdmissionSettings",
+    "AuthSettings",
+    "ConfigError",
+    "CorsSettings",
+    "EmbeddedSettings",
+    "Installed",
+    "JobSettings",
+    "KeySettings",
+    "LimitSettings",
+    "ModelSettings",
+    "PriceSettings",
+    "Problem",
+    "Profile",
+    "ProviderKind",
+    "ProviderSettings",
+    "ReadinessSettings",
+    "RedisSettings",
+    "RouteSettings",
+    "Section",
+    "ServerSettings",
+    "Settings",
+    "TimeoutSettings",
+    "digest_of",
+    "effective_yaml",
+    "is_loopback",
+    "json_schema",
+    "load_settings",
+    "read_keys_file",
+    "reference_table",
+    "unenforced",
+    "with_profile_defaults",
+]

