@@ -50,7 +50,7 @@ _ORIGIN = re.compile(r"https?://(\[[0-9a-f:]+\]|[a-z0-9.-]+)(:\d{1,5})?")
 _STORE_SCHEMES = ("redis://", "rediss://", "unix://")
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9*][A-Za-z0-9._:/@*-]{0,127}$")]
+ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}$")]
 ModelPattern = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9*][A-Za-z0-9._:/@*-]{0,127}$")]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(gt=0)]
@@ -304,7 +304,8 @@ class ReadinessSettings(Section):
 
     mode: Literal["key", "strict", "passive", "off"] = "key"
     """``key``: a refused provider key keeps us unready, an outage leaves us ready and degraded. ``strict``: an outage
-    makes us unready too. ``passive``: only real traffic is looked at. ``off``: always ready once started."""
+    makes us unready too. ``passive``: only real traffic is looked at, and its failures leave us ready and degraded.
+    ``off``: always ready once started."""
     interval_s: Seconds = 60.0
     """Between two minimal calls; real traffic in the interval saves the call."""
     model: ModelName | None = None
@@ -346,7 +347,7 @@ class Settings(Section):
     """The shared store: Redis 6.2 or newer, or Valkey."""
     providers: dict[Name, ProviderSettings] = {}
     """The providers, by a name of your choice."""
-    models: dict[ModelName, ModelSettings] = {}
+    models: dict[ModelPattern, ModelSettings] = {}
     """The public models, by the name that callers use; ``team-a/*`` is a pattern."""
     auth: AuthSettings = AuthSettings()
     """Who may call."""

@@ -63,16 +63,23 @@ class ModelCatalogue:
         return ModelEntry(name, routes, settings.modes)
 
     def cards(self, principal: Principal) -> tuple[ModelCard, ...]:
-        """List the models and patterns that a principal may use, as configured."""
+        """List what a principal may use, in the order of the settings: models, patterns, its own parts of patterns."""
         return tuple(
-            ModelCard(name, settings.routes[0].provider)
+            ModelCard(listed, settings.routes[0].provider)
             for name, settings in self._models.items()
-            if _may_use(principal, name)
+            for listed in ((name,) if _may_use(principal, name) else self._narrowed(name, principal))
         )
 
     def first_chat_model(self) -> str | None:
         """Name the first configured model that can be asked by name."""
         return next((name for name, settings in self._exact.items() if "chat" in settings.modes), None)
+
+    def _narrowed(self, pattern: str, principal: Principal) -> tuple[str, ...]:
+        return tuple(
+            allowed
+            for allowed in principal.models
+            if allowed not in self._exact and self._pattern_of(allowed) == pattern
+        )
 
     def _pattern_of(self, model: str) -> str | None:
         return next((pattern for pattern in self._patterns if fnmatchcase(model, pattern)), None)

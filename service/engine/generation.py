@@ -45,6 +45,8 @@ class GenerationService:
         self._clock = clock
         self.last_success_at: float | None = None
         """Monotonic seconds of the last answer that a provider gave to a caller."""
+        self.last_failure: UpstreamError | None = None
+        """Why no provider could answer, if that is how the last request that reached one went."""
 
     def models(self, principal: Principal) -> tuple[ModelCard, ...]:
         """List what the principal may use."""
@@ -122,7 +124,7 @@ class GenerationService:
                 self._count(entry, route, error.code)
                 if not error.fallback:
                     raise
-                failure = error
+                failure = self.last_failure = error
             except asyncio.CancelledError:
                 self._count(entry, route, "cancelled")
                 raise
@@ -135,6 +137,7 @@ class GenerationService:
 
     def _succeeded(self, entry: ModelEntry, route: Route, usage: Usage | None) -> None:
         self.last_success_at = self._clock.monotonic()
+        self.last_failure = None
         self._count(entry, route, "ok")
         if usage is not None:
             tokens = self._metrics.tokens

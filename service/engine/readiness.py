@@ -34,6 +34,18 @@ class Verdict:
     """Why not simply ready; shown to whoever may ask, so it holds nothing secret."""
 
 
+READY = Verdict(ready=True, status="ready")
+
+
+def _reason(error: ServiceError) -> str:
+    return f"{error.code}: {error.message}"
+
+
+def _degraded(error: ServiceError) -> Verdict:
+    # An outage of a shared provider would un-ready every pod at once, and 503 with a cause beats no endpoint.
+    return Verdict(ready=True, status="degraded", reason=_reason(error))
+
+
 class ReadinessCheck:
     """Keeps the verdict in memory, so that asking for it costs nothing and a probe storm stays with us."""
 
@@ -52,10 +64,17 @@ class ReadinessCheck:
         self._metrics = metrics
         self._clock = clock
         self._refreshed_at: float | None = None
-        passive = settings.mode in ("off", "passive") or self._model is None
-        self.verdict = Verdict(ready=True, status="ready") if passive else Verdict(ready=False, status="starting")
-        self._probing = not passive
-        self._set(self.verdict)
+        self._probing = settings.mode in ("key", "strict") and self._model is not None
+        self._verdict = Verdict(ready=False, status="starting") if self._probing else READY
+        self._set(self._verdict)
+
+    @property
+    def verdict(self) -> Verdict:
+        """What to answer now."""
+        failure = self._generation.last_failure
+        if self._settings.mode == "passive" and failure is not None:
+            return _degraded(failure)
+        return self._verdict
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -73,8 +92,8 @@ class ReadinessCheck:
     async def refresh(self) -> None:
         """Make one minimal call, unless real traffic was answered since the last look, and keep the verdict."""
         evidence = self._generation.last_success_at
-        if evidence is not None and self._refreshed_at is not None and evidence >= self._refreshed_at:
-            self._set(Verdict(ready=True, status="ready"))
+        if evidence is not None and self._refreshed_at is not None and evidence > self._refreshed_at:
+            self._set(READY)
         else:
             self._set(await self._probe())
         self._refreshed_at = self._clock.monotonic()
@@ -90,21 +109,19 @@ class ReadinessCheck:
             await self._generation.complete(request, context)
         except ServiceError as error:
             return self._verdict_on(error)
-        return Verdict(ready=True, status="ready")
+        return READY
 
     def _verdict_on(self, error: ServiceError) -> Verdict:
-        reason = f"{error.code}: {error.message}"
-        succeeded_before = self.verdict.ready
+        succeeded_before = self._generation.last_success_at is not None
         refused = isinstance(error, UpstreamMisconfigured)
         if self._settings.mode == "strict" or (refused and not succeeded_before):
-            return Verdict(ready=False, status="unready", reason=reason)
-        # An outage of a shared provider would un-ready every pod at once, and 503 with a cause beats no endpoint.
-        return Verdict(ready=True, status="degraded", reason=reason)
+            return Verdict(ready=False, status="unready", reason=_reason(error))
+        return _degraded(error)
 
     def _set(self, verdict: Verdict) -> None:
-        if verdict != self.verdict:
+        if verdict != self._verdict:
             logger.info("readiness changed", extra={"status": verdict.status, "reason": verdict.reason})
-        self.verdict = verdict
+        self._verdict = verdict
         self._metrics.ready.set(1 if verdict.ready else 0)
 
     async def _keep_fresh(self) -> None:

@@ -23,11 +23,13 @@ from service.domain.generation import (
     Usage,
 )
 from service.errors import InvalidRequest
-from service.providers.wire import SchemaError, estimated_usage
+from service.providers.wire import SchemaError, estimated_usage, parts_other_than
 
 DEFAULT_MAX_TOKENS = 4096
 """Sent where the caller gave none: the API insists on one, and the oldest models take no more."""
 MAX_TEMPERATURE = 1.0
+TRANSLATED_PARTS = frozenset({"text", "image_url", "refusal"})
+"""Types of OpenAI's parts that this API has too; without the others the model would answer another question."""
 
 STOP_REASONS: Mapping[str, FinishReason] = {
     "end_turn": FinishReason.STOP,
@@ -133,6 +135,8 @@ def _refuse_untranslatable(request: GenerationRequest) -> None:
     for number, tool in enumerate(fields.get("tools") or ()):
         if tool.get("type", "function") != "function":
             raise _unsupported(f"tools.{number}.type", "takes functions only")
+    for where, kind in parts_other_than(TRANSLATED_PARTS, fields.get("messages")):
+        raise _unsupported(where, f"takes no part of type {kind!r}")
 
 
 def _unsupported(field: str, reason: str) -> InvalidRequest:
@@ -223,14 +227,16 @@ def _image_source(part: ImagePart) -> dict[str, Any]:
     return {"type": "base64", "media_type": part.media_type or "image/png", "data": part.data}
 
 
-def _arguments(text: str, where: str) -> Mapping[str, Any]:
+def _arguments(text: str, where: str) -> orjson.Fragment:
+    """Return the arguments as they came, which also passes nesting that the encoder would refuse (at 254 levels)."""
+    text = text or "{}"
     try:
-        value = orjson.loads(text or "{}")
+        value = orjson.loads(text)
     except orjson.JSONDecodeError as exc:
         raise InvalidRequest.at(f"{where}.tool_calls", "the arguments are not JSON") from exc
     if not isinstance(value, dict):
         raise InvalidRequest.at(f"{where}.tool_calls", "the arguments are not a JSON object")
-    return value
+    return orjson.Fragment(text)
 
 
 def finish_reason(word: str | None) -> FinishReason | None:

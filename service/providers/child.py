@@ -9,8 +9,10 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+
+from service.errors import UpstreamUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +31,7 @@ _PR_SET_PDEATHSIG = 1
 """``prctl(2)``, Linux."""
 
 
-class ChildFailedError(RuntimeError):
+class ChildFailedError(UpstreamUnavailable):
     """A child did not come up. The message holds the end of what it wrote."""
 
 
@@ -43,7 +45,9 @@ class Child:
         self._readers: list[asyncio.Task[None]] = []
 
     @classmethod
-    async def start(cls, name: str, arguments: Sequence[str], *, ready: str) -> "tuple[Child, str]":
+    async def start(
+        cls, name: str, arguments: Sequence[str], *, ready: str, environment: Mapping[str, str]
+    ) -> "tuple[Child, str]":
         """Start ``python -m …`` and return it with the address that follows ``ready`` on its standard output.
 
         Raises ``ChildFailedError`` if it ends or takes too long; it is ended then.
@@ -55,6 +59,7 @@ class Child:
             stdin=asyncio.subprocess.PIPE,  # its end tells the child that we are gone, on every system
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, **environment},
             start_new_session=True,  # Ctrl-C is for us: what runs is finished first
         )
         child = cls(process, name)
@@ -120,15 +125,20 @@ async def _drain(stream: asyncio.StreamReader) -> None:
 
 
 @asynccontextmanager
-async def run_child(name: str, arguments: Sequence[str], *, ready: str) -> AsyncIterator[str]:
-    """Keep a server running while the context is open, and give its address.
+async def run_child(
+    name: str, arguments: Sequence[str], *, ready: str, environment: Mapping[str, str] | None = None
+) -> AsyncIterator[str]:
+    """Keep a server running while the context is open, and give its address; ``environment`` is added to ours.
 
     One that dies is started again after a pause, at the same port (``--port`` is appended to ``arguments``); calls in
     the meantime find nobody there. Raises ``ChildFailedError`` if the first start fails.
     """
-    child, address = await Child.start(name, [*arguments, "--port", "0"], ready=ready)
+    environment = environment or {}
+    child, address = await Child.start(name, [*arguments, "--port", "0"], ready=ready, environment=environment)
     port = address.rpartition(":")[2]
-    keeper = asyncio.create_task(_keep_running(child, name, [*arguments, "--port", port], ready=ready))
+    keeper = asyncio.create_task(
+        _keep_running(child, name, [*arguments, "--port", port], ready=ready, environment=environment)
+    )
     try:
         yield address
     finally:
@@ -136,7 +146,9 @@ async def run_child(name: str, arguments: Sequence[str], *, ready: str) -> Async
         await asyncio.gather(keeper, return_exceptions=True)
 
 
-async def _keep_running(child: Child, name: str, arguments: Sequence[str], *, ready: str) -> None:
+async def _keep_running(
+    child: Child, name: str, arguments: Sequence[str], *, ready: str, environment: Mapping[str, str]
+) -> None:
     loop = asyncio.get_running_loop()
     running: Child | None = child
     backoff = FIRST_BACKOFF_S
@@ -153,7 +165,7 @@ async def _keep_running(child: Child, name: str, arguments: Sequence[str], *, re
             await asyncio.sleep(backoff)
             backoff = min(backoff * 2, MAX_BACKOFF_S)
             try:
-                running, _ = await Child.start(name, arguments, ready=ready)
+                running, _ = await Child.start(name, arguments, ready=ready, environment=environment)
             except (ChildFailedError, OSError) as exc:
                 logger.error("the %s does not start: %s", name, exc)  # noqa: TRY400 - the message says it all
     finally:

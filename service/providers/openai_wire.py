@@ -27,7 +27,7 @@ from service.domain.generation import (
     Usage,
 )
 from service.errors import InvalidRequest
-from service.providers.wire import SchemaError, estimated_usage
+from service.providers.wire import SchemaError, estimated_usage, parts_other_than
 
 FINISH_REASONS: Mapping[str, FinishReason] = {
     "stop": FinishReason.STOP,
@@ -44,6 +44,9 @@ FINISH_REASONS: Mapping[str, FinishReason] = {
     "content_filter": FinishReason.CONTENT_FILTER,
 }
 """What servers say, in our words. What is not here is an error: "insufficient_system_resource" is no way to finish."""
+
+TRANSLATED_BLOCKS = frozenset({"text", "image", "tool_use", "tool_result", "thinking", "redacted_thinking"})
+"""Types of Anthropic's blocks that are translated, or, being earlier thoughts, can be left out."""
 
 
 class WirePromptDetails(msgspec.Struct, gc=False):
@@ -179,6 +182,10 @@ def _refuse_untranslatable(request: GenerationRequest) -> None:
             raise InvalidRequest.at(
                 f"tools.{number}.type", f"the provider of this model has no tool {kind!r}", kind="unsupported"
             )
+    for where, kind in parts_other_than(TRANSLATED_BLOCKS, fields.get("messages")):
+        raise InvalidRequest.at(
+            where, f"the provider of this model takes no block of type {kind!r}", kind="unsupported"
+        )
 
 
 def _rendered(request: GenerationRequest, max_tokens_field: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What the dialects have in common when they are parsed: what is wrong with an answer, and guessing token counts."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
 
 import msgspec
 
@@ -57,3 +58,27 @@ def input_size(request: GenerationRequest) -> int:
             elif isinstance(part, ToolResult):
                 size += size_of(part.content)
     return size
+
+
+def parts_other_than(known: Collection[str], messages: object) -> Iterator[tuple[str, str]]:
+    """Find the parts of a body's messages that cannot be translated: the path of each, and its type.
+
+    Within the result of a tool only text can, and of images only those with an address or with their data.
+    """
+    for number, message in enumerate(_list(messages)):
+        for place, part in enumerate(_list(message.get("content"))):
+            where = f"messages.{number}.content.{place}"
+            kind = part.get("type")
+            source = part.get("source") or {}
+            if kind not in known:
+                yield f"{where}.type", str(kind)
+            elif kind == "image" and source.get("type") not in {"base64", "url"}:
+                yield f"{where}.source.type", str(source.get("type"))
+            elif kind == "tool_result":
+                for inner, piece in enumerate(_list(part.get("content"))):
+                    if piece.get("type") != "text":
+                        yield f"{where}.content.{inner}.type", str(piece.get("type"))
+
+
+def _list(value: object) -> list[dict[str, Any]]:
+    return value if isinstance(value, list) else []

@@ -3,6 +3,7 @@
 from itertools import pairwise
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -90,7 +91,7 @@ def test_tools_images_and_results_are_rendered_with_the_results_first() -> None:
         max_tokens=9,
     )
     assert fields["max_tokens"] == 9
-    assert fields["messages"] == [
+    assert orjson.loads(orjson.dumps(fields["messages"])) == [
         {"role": "assistant", "content": [{"type": "tool_use", "id": "c1", "name": "add", "input": {"a": 1}}]},
         {
             "role": "user",

@@ -1,0 +1,1 @@
+"""The HTTP and WebSocket surface: one module for each family of routes."""

@@ -1,0 +1,45 @@
+"""The error tree in Anthropic's shape: ``{"type": "error", "error": {"type", "message"}, "request_id"}``.
+
+Words as in the vendor's error page (docs.claude.com/en/api/errors). Overload is a 503 here, not the vendor's 529, which
+proxies and load balancers do not know; the ``anthropic`` SDK retries both alike.
+"""
+
+from typing import Any
+
+from service.errors import InvalidRequest, ModelNotFound, ServiceError
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    502: "api_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def status_of(error: ServiceError) -> int:
+    """Return the vendor's status for the error: its validation is a 400 and its unknown model a 404."""
+    if isinstance(error, ModelNotFound):
+        return 404
+    if isinstance(error, InvalidRequest):
+        return 400
+    return error.status
+
+
+def error_body(error: ServiceError, request_id: str) -> dict[str, Any]:
+    """Return the error as Anthropic's JSON; our own stable word stands in ``details.error_code``."""
+    return {
+        "type": "error",
+        "error": {
+            "type": _TYPES.get(status_of(error), "invalid_request_error"),
+            "message": error.message,
+            "details": {"error_code": error.code},
+        },
+        "request_id": request_id,
+    }

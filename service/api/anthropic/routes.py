@@ -1,0 +1,47 @@
+"""The routes that the ``anthropic`` SDK calls; ``/v1/models`` is among OpenAI's, since both vendors have it."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from service.api.anthropic.framing import AnthropicFraming
+from service.api.anthropic.parse import generation_request
+from service.api.anthropic.render import message_body
+from service.api.anthropic.schemas import AnsweredMessage, ErrorResponse, MessagesRequest
+from service.api.bodies import documented_body, read_body, read_fields
+from service.api.deps import Context, Generation
+from service.api.disconnect import until_disconnect
+from service.api.responses import EVENT_STREAM
+from service.api.streaming import EventStreamResponse
+from service.api.vendor import failures
+
+router = APIRouter(prefix="/v1", tags=["Anthropic-compatible"])
+
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": AnsweredMessage,
+        "description": "The answer; with `stream: true` an event stream that ends with `message_stop`.",
+        "content": EVENT_STREAM,
+    },
+    **failures(ErrorResponse),
+}
+
+
+@router.post("/messages", responses=_RESPONSES, openapi_extra=documented_body(MessagesRequest))
+async def create_message(request: Request, generation: Generation, context: Context) -> Response:
+    """Answer a conversation, as Anthropic's messages do."""
+    body = await read_body(request, MessagesRequest)
+    asked = generation_request(body, await read_fields(request))
+    message_id = f"msg_{context.request_id}"
+    response: Response
+    if body.stream:
+        framing = AnthropicFraming(model=body.model, message_id=message_id, request_id=context.request_id)
+        response = EventStreamResponse(generation.stream(asked, context), framing)
+    else:
+        completion = await until_disconnect(request, generation.complete(asked, context))
+        response = Response(
+            message_body(completion, model=body.model, message_id=message_id), media_type="application/json"
+        )
+    response.headers["request-id"] = context.request_id  # where the SDK looks for it
+    return response

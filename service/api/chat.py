@@ -1,0 +1,50 @@
+"""``POST /chat``: a conversation, answered whole or streamed."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from service.api.bodies import documented_body, read_body
+from service.api.deps import Context, Generation
+from service.api.disconnect import until_disconnect
+from service.api.responses import CALLER, EVENT_STREAM, UPSTREAM, json_response, problems
+from service.api.schemas import AssistantMessage, ChatAnswer, ChatBody
+from service.api.sse import TextFraming
+from service.api.streaming import EventStreamResponse
+
+router = APIRouter(tags=["generation"])
+
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The answer; an event stream when `stream` is true.",
+        "content": EVENT_STREAM,
+    }
+}
+
+
+@router.post(
+    "/chat",
+    response_model=ChatAnswer,
+    responses={**ANSWERS, **problems(*CALLER, *UPSTREAM)},
+    openapi_extra=documented_body(ChatBody),
+)
+async def chat(request: Request, generation: Generation, context: Context) -> Response:
+    """Answer a conversation."""
+    body = await read_body(request, ChatBody)
+    asked = body.to_request()
+    if body.stream:
+        framing = TextFraming(request_id=context.request_id, model=body.model)
+        return EventStreamResponse(generation.stream(asked, context), framing)
+    completion = await until_disconnect(request, generation.complete(asked, context))
+    choice = completion.choices[0]
+    return json_response(
+        ChatAnswer(
+            message=AssistantMessage(content=choice.text),
+            model=completion.model,
+            prompt_tokens=completion.usage.input_tokens,
+            completion_tokens=completion.usage.output_tokens,
+            finish_reason=choice.finish_reason,
+            request_id=context.request_id,
+        )
+    )

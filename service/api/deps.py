@@ -1,0 +1,125 @@
+"""What routes ask for by name: the process's resources, and who is calling."""
+
+from typing import Annotated
+
+from fastapi import Depends
+from starlette.requests import HTTPConnection
+
+from service.config import Settings
+from service.domain.principal import ANONYMOUS, Principal, RequestContext
+from service.engine.generation import GenerationService
+from service.engine.jobs import JobService
+from service.engine.readiness import ReadinessCheck
+from service.errors import PermissionDenied, Unauthenticated
+from service.resources import Resources
+
+KEY_PARAMETERS = frozenset({"api_key", "apikey", "api-key", "key", "access_token", "token", "authorization"})
+"""Query parameters in which people put keys. Query strings end up in logs, so a key found there is burnt."""
+
+
+async def get_resources(connection: HTTPConnection) -> Resources:
+    """Return what the lifespan opened. Serves HTTP and WebSocket alike."""
+    resources: Resources = connection.state.resources
+    return resources
+
+
+async def get_settings(resources: Annotated[Resources, Depends(get_resources)]) -> Settings:
+    """Return the settings."""
+    return resources.settings
+
+
+async def get_generation(resources: Annotated[Resources, Depends(get_resources)]) -> GenerationService:
+    """Return the generation service; a test puts one over other providers in its place."""
+    return resources.generation
+
+
+async def get_jobs(resources: Annotated[Resources, Depends(get_resources)]) -> JobService:
+    """Return the job service."""
+    return resources.jobs
+
+
+async def get_readiness(resources: Annotated[Resources, Depends(get_resources)]) -> ReadinessCheck:
+    """Return the readiness check."""
+    return resources.readiness
+
+
+async def get_context(
+    connection: HTTPConnection, resources: Annotated[Resources, Depends(get_resources)]
+) -> RequestContext:
+    """Authenticate by header; raise ``Unauthenticated``, or ``PermissionDenied`` for a foreign page."""
+    refuse_key_in_query(connection)
+    if resources.settings.auth.enabled is False:
+        return _open_context(connection, resources)
+    principal = resources.authenticator.authenticate(header_credential(connection))
+    return _context(connection, principal=principal)
+
+
+async def get_browser_context(
+    connection: HTTPConnection, resources: Annotated[Resources, Depends(get_resources)]
+) -> RequestContext:
+    """Authenticate by header, or by a single-use ticket in the query, for callers that can set no header."""
+    refuse_key_in_query(connection)
+    if resources.settings.auth.enabled is False:
+        return _open_context(connection, resources)
+    credential = header_credential(connection)
+    ticket = connection.query_params.get("ticket")
+    if ticket is not None and credential is None:
+        principal = await resources.tickets.redeem(ticket)
+    else:
+        principal = resources.authenticator.authenticate(credential)
+    return _context(connection, principal=principal)
+
+
+def header_credential(connection: HTTPConnection) -> str | None:
+    """Return the bearer key, or the one in ``x-api-key`` as Anthropic's clients send it."""
+    authorization = connection.headers.get("authorization")
+    if authorization is None:
+        return connection.headers.get("x-api-key")
+    scheme, _, credential = authorization.partition(" ")
+    if scheme.lower() != "bearer" or not credential:
+        raise Unauthenticated("the Authorization header must be 'Bearer KEY'")
+    return credential.strip()
+
+
+def refuse_key_in_query(connection: HTTPConnection) -> None:
+    """Raise ``Unauthenticated`` where a key may stand in the query string."""
+    for name in connection.query_params:
+        if name.lower() in KEY_PARAMETERS:
+            raise Unauthenticated(
+                f"a key in the query string ({name!r}) is refused, since addresses are logged: send it as "
+                "'Authorization: Bearer KEY', or get a single-use ticket from POST /tickets"
+            )
+
+
+def refuse_foreign_page(connection: HTTPConnection, settings: Settings) -> None:
+    """Raise ``PermissionDenied`` for a page of an origin that is neither ours nor listed.
+
+    CORS alone keeps such a page from reading an answer, not from asking, and does not cover WebSockets at all.
+    """
+    origin = connection.headers.get("origin")
+    if origin is None or origin in settings.cors.origins or "*" in settings.cors.origins:
+        return
+    if origin.partition("://")[2] != connection.headers.get("host"):
+        raise PermissionDenied(f"a page of the origin {origin!r} may not call this service: add it to cors.origins")
+
+
+def _open_context(connection: HTTPConnection, resources: Resources) -> RequestContext:
+    """Let everybody in where authentication is off, but for other sites' pages in the browser of whoever runs this."""
+    refuse_foreign_page(connection, resources.settings)
+    return _context(connection, principal=ANONYMOUS)
+
+
+def _context(connection: HTTPConnection, *, principal: Principal) -> RequestContext:
+    return RequestContext(
+        request_id=connection.scope["request_id"],
+        principal=principal,
+        received_at=connection.scope["received_at"],
+    )
+
+
+Context = Annotated[RequestContext, Depends(get_context)]
+BrowserContext = Annotated[RequestContext, Depends(get_browser_context)]
+Generation = Annotated[GenerationService, Depends(get_generation)]
+Jobs = Annotated[JobService, Depends(get_jobs)]
+Readiness = Annotated[ReadinessCheck, Depends(get_readiness)]
+AllResources = Annotated[Resources, Depends(get_resources)]

@@ -1,0 +1,52 @@
+"""Noticing that the client has left, while we wait for something else."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from fastapi import Request
+from starlette.types import Receive
+
+T = TypeVar("T")
+
+
+class ClientDisconnected(Exception):  # noqa: N818 - not an error of ours, nor one that anybody is told
+    """The client hung up: what was being done for it was cancelled."""
+
+
+@asynccontextmanager
+async def cancelled_on_disconnect(receive: Receive) -> AsyncIterator[Callable[[], object]]:
+    """Cancel the block as soon as the client leaves, and raise ``ClientDisconnected`` then.
+
+    The request's body must have been read: whatever comes after it is the disconnect. Nothing else tells us while the
+    provider is silent, and every token that it goes on to write is paid for. Calling what is given ends the listening.
+    """
+    loop = asyncio.get_running_loop()
+    left = False
+
+    async def wait_for_disconnect() -> None:
+        nonlocal left
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        left = True
+        guard.reschedule(loop.time())
+
+    try:
+        async with asyncio.timeout(None) as guard:
+            listener = loop.create_task(wait_for_disconnect())
+            try:
+                yield listener.cancel
+            finally:
+                listener.cancel()
+    except TimeoutError:
+        if not left:
+            raise
+        raise ClientDisconnected from None
+
+
+async def until_disconnect(request: Request, work: Awaitable[T]) -> T:
+    """Return what ``work`` gives; cancel it and raise ``ClientDisconnected`` if the client leaves first."""
+    async with cancelled_on_disconnect(request.receive):
+        return await work
+    raise AssertionError("the block above returns or raises")

@@ -1,0 +1,56 @@
+"""What a route may answer with beside its success, for OpenAPI; and the one way to write a JSON answer."""
+
+from typing import Any
+
+from pydantic import BaseModel
+from starlette.responses import Response
+
+_MEANINGS = {
+    400: "The provider rejects this request",
+    401: "Credential missing or wrong",
+    403: "Not allowed",
+    404: "Not found",
+    409: "Conflict",
+    413: "The body is too large",
+    422: "The request is not valid; each field is named",
+    429: "Rate limit reached",
+    500: "A defect of the service",
+    502: "The provider failed",
+    503: "Overloaded, or the provider is limiting us",
+    504: "The provider did not answer in time",
+}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Document the failures that a route may answer with."""
+    return {
+        status: {
+            "description": _MEANINGS[status],
+            "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        for status in statuses
+    }
+
+
+EVENT_STREAM: dict[str, Any] = {
+    "text/event-stream": {
+        "schema": {
+            "type": "object",
+            "description": "One event.",
+            "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+        }
+    }
+}
+"""An event stream as OpenAPI's ``content``: the schema is that of each event."""
+
+UPSTREAM = (400, 502, 503, 504)
+"""What a provider's trouble becomes."""
+CALLER = (401, 403, 413, 422, 429)
+"""What a caller's mistake becomes."""
+
+
+def json_response(answer: BaseModel, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """Write a schema in one step; FastAPI's own encoder walks it twice, at ten times the cost."""
+    return Response(
+        answer.model_dump_json(exclude_none=True), status_code=status, headers=headers, media_type="application/json"
+    )

@@ -1,0 +1,32 @@
+"""``GET /stream``: one prompt, streamed to anything that reads server-sent events, a browser's EventSource too."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from service.api.deps import BrowserContext, Generation
+from service.api.responses import CALLER, EVENT_STREAM, UPSTREAM, problems
+from service.api.schemas import StreamQuery
+from service.api.sse import TextFraming
+from service.api.streaming import EventStreamResponse
+
+router = APIRouter(tags=["generation"])
+
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Unnamed events carry text; `event: usage` and `data: [DONE]` end it, or `event: error` does.",
+        "content": EVENT_STREAM,
+    }
+}
+
+
+@router.get("/stream", response_class=Response, responses={**STREAMED, **problems(*CALLER, *UPSTREAM)})
+async def stream(
+    request: Request, generation: Generation, context: BrowserContext, query: Annotated[StreamQuery, Query()]
+) -> Response:
+    """Stream the answer to a prompt."""
+    # Nobody needs one here, but what comes after the body is taken for the client's departure.
+    await request.body()
+    framing = TextFraming(request_id=context.request_id, model=query.model)
+    return EventStreamResponse(generation.stream(query.to_request(), context), framing)

@@ -1,0 +1,34 @@
+"""What the surfaces of both vendors share: open bodies, and the failures they document."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+_FAILURES = {
+    400: "A field is wrong, and named; or the provider rejects this very request.",
+    401: "No API key, or a wrong one.",
+    403: "The key does not allow this.",
+    404: "No such model, or not one of this key's; the message lists those there are.",
+    413: "The body is too large.",
+    429: "This key's budget is spent; `Retry-After` says until when.",
+    500: "A defect of the service.",
+    502: "The provider failed, or its answer is not valid.",
+    503: "The service or the provider is overloaded; `Retry-After` says how long to wait.",
+    504: "The provider did not answer in time.",
+}
+
+
+class Open(BaseModel):
+    """A JSON object that may hold more than we know: unknown fields go on to a provider of the same dialect."""
+
+    model_config = ConfigDict(extra="allow", strict=True, hide_input_in_errors=True)
+
+
+def as_text_parts(value: Any) -> Any:
+    """Take a string for a list of one text part, so that errors name one path and not each branch of a union."""
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+
+def failures(shape: type[BaseModel], *statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Document failures in a vendor's shape: those named, or all there are."""
+    return {status: {"model": shape, "description": _FAILURES[status]} for status in statuses or _FAILURES}

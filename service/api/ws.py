@@ -1,0 +1,261 @@
+"""``WS /ws``: several generations at once on one socket, each with an id of the client's own."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import APIRouter, WebSocket
+from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
+from starlette.websockets import WebSocketDisconnect, WebSocketState
+
+from service.api.deps import AllResources, Generation, get_browser_context, refuse_foreign_page
+from service.api.errors import invalid_request, problem, render_error
+from service.api.request_id import request_id_from
+from service.api.schemas import Body, ChatBody, GenerateBody
+from service.api.sse import usage_fields
+from service.config import Settings
+from service.domain.generation import FinishReason, Usage
+from service.domain.principal import RequestContext
+from service.engine.generation import GenerationService
+from service.errors import Cancelled, InternalError, InvalidRequest, Overloaded, ServiceError
+from service.telemetry.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+router = APIRouter()
+
+UNSUPPORTED_DATA = 1003
+MESSAGE_TOO_BIG = 1009
+"""Close codes (RFC 6455 section 7.4.1)."""
+
+Id = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+
+
+class GenerateMessage(GenerateBody):
+    """Start the answer to a prompt."""
+
+    type: Literal["generate"]
+    id: Id
+
+
+class ChatMessage(ChatBody):
+    """Start the answer to a conversation."""
+
+    type: Literal["chat"]
+    id: Id
+
+
+class CancelMessage(Body):
+    """End one generation; the others go on."""
+
+    type: Literal["cancel"]
+    id: Id
+
+
+class PingMessage(Body):
+    """Ask for a ``pong``."""
+
+    type: Literal["ping"]
+    id: Id | None = None
+
+
+ClientMessage = GenerateMessage | ChatMessage | CancelMessage | PingMessage
+_message = TypeAdapter[ClientMessage](Annotated[ClientMessage, Field(discriminator="type")])
+
+
+@router.websocket("/ws")
+async def websocket(socket: WebSocket, resources: AllResources, generation: Generation) -> None:
+    """Serve one socket. The credential is looked at before the handshake is answered."""
+    try:
+        refuse_foreign_page(socket, resources.settings)
+        context = await get_browser_context(socket, resources)
+    except ServiceError as error:
+        await socket.send_denial_response(render_error(error, socket.scope))
+        return
+    await socket.accept()
+    await SocketSession(
+        socket, context, generation=generation, settings=resources.settings, metrics=resources.metrics
+    ).serve()
+
+
+@dataclass(slots=True)
+class _Run:
+    """One generation that runs on the socket."""
+
+    task: asyncio.Task[None]
+    cancelled: bool = False
+    """Whether the client asked for its end."""
+    ending: bool = False
+    """Whether its terminal message is on the way, so that there will be no other."""
+
+
+class SocketSession:
+    """One socket's generations. Each started one gets exactly one terminal message: ``done`` or ``error``."""
+
+    def __init__(
+        self,
+        socket: WebSocket,
+        context: RequestContext,
+        *,
+        generation: GenerationService,
+        settings: Settings,
+        metrics: Metrics,
+    ) -> None:
+        self._socket = socket
+        self._context = context
+        self._generation = generation
+        self._max_message_bytes = settings.server.max_message_bytes
+        self._max_generations = settings.server.generations_per_socket
+        self._metrics = metrics
+        self._running: dict[str, _Run] = {}
+
+    async def serve(self) -> None:
+        """Read messages until the client leaves; what still runs then is cancelled, its upstream calls too."""
+        try:
+            while True:
+                message = await self._socket.receive()
+                if message["type"] == "websocket.disconnect":
+                    return
+                text = message.get("text")
+                if text is None:
+                    await self._socket.close(UNSUPPORTED_DATA, "send JSON as text messages")
+                    return
+                if len(text) > self._max_message_bytes or len(text.encode()) > self._max_message_bytes:
+                    await self._socket.close(MESSAGE_TOO_BIG, f"a message has at most {self._max_message_bytes} bytes")
+                    return
+                await self._handle(text)
+        except WebSocketDisconnect:
+            return
+        finally:
+            tasks = [run.task for run in self._running.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _handle(self, text: str) -> None:
+        try:
+            message = _message.validate_json(text)
+        except ValidationError as error:
+            faults = error.errors(include_url=False, include_context=False, include_input=False)
+            await self._send_error(self._unused(_id_in(text)), invalid_request(_without_tag(faults), root="message"))
+            return
+        try:
+            match message:
+                case PingMessage():
+                    await self._send({"type": "pong", "id": message.id})
+                case CancelMessage():
+                    self._cancel(message.id)
+                case GenerateMessage() | ChatMessage():
+                    await self._start(message)
+        except ServiceError as error:
+            await self._send_error(self._unused(message.id), error)
+
+    def _unused(self, generation_id: str | None) -> str | None:
+        """Return the id for an error about a message; None where that would look like the end of what runs under it."""
+        return None if generation_id in self._running else generation_id
+
+    async def _start(self, message: GenerateMessage | ChatMessage) -> None:
+        if message.id in self._running:
+            raise InvalidRequest.at("id", f"a generation {message.id!r} runs already on this socket")
+        if len(self._running) >= self._max_generations:
+            raise Overloaded(f"{self._max_generations} generations run already on this socket; wait for one, or cancel")
+        task = asyncio.create_task(self._run(message, time.monotonic()))
+        self._running[message.id] = _Run(task)
+        task.add_done_callback(lambda _: self._running.pop(message.id, None))
+        # Let it begin before the next message is read: a task that is cancelled earlier never runs, and tells nothing.
+        await asyncio.sleep(0)
+
+    def _cancel(self, generation_id: str) -> None:
+        run = self._running.get(generation_id)
+        if run is None:
+            raise InvalidRequest.at("id", f"no generation {generation_id!r} runs on this socket")
+        if run.ending:
+            return
+        run.cancelled = run.ending = True
+        run.task.cancel()
+
+    async def _run(self, message: GenerateMessage | ChatMessage, received_at: float) -> None:
+        context = RequestContext(
+            request_id=request_id_from(None), principal=self._context.principal, received_at=received_at
+        )
+        reason = "client_disconnect"
+        self._metrics.streams_active.labels("ws").inc()
+        try:
+            await self._generate(message, context)
+            reason = "complete"
+        except ServiceError as error:
+            reason = "error"
+            self._running[message.id].ending = True
+            await self._send_error(message.id, error, context.request_id)
+        except asyncio.CancelledError:
+            if not self._running[message.id].cancelled:
+                raise
+            reason = "cancelled"
+            await self._send_error(message.id, Cancelled("the client cancelled this generation"), context.request_id)
+        except WebSocketDisconnect:
+            return
+        except Exception:  # the outer edge of the task: a defect must not leave a generation without its end
+            reason = "error"
+            logger.exception("generation on a socket failed by a defect", extra={"request_id": context.request_id})
+            self._metrics.unhandled_errors.labels("websocket").inc()
+            await self._send_error(
+                message.id, InternalError("the generation failed by a defect of the service"), context.request_id
+            )
+        finally:
+            self._metrics.streams_active.labels("ws").dec()
+            self._metrics.stream_ends.labels("ws", reason).inc()
+
+    async def _generate(self, message: GenerateMessage | ChatMessage, context: RequestContext) -> None:
+        await self._send(
+            {"type": "started", "id": message.id, "model": message.model, "request_id": context.request_id}
+        )
+        usage: Usage | None = None
+        finish_reason: FinishReason | None = None
+        first = True
+        async with self._generation.stream(message.to_request(), context) as chunks:
+            async for chunk in chunks:
+                usage = chunk.usage or usage
+                finish_reason = chunk.finish_reason or finish_reason
+                text = chunk.text
+                if text:
+                    await self._send({"type": "delta", "id": message.id, "text": text})
+                    if first:
+                        first = False
+                        ttft = self._metrics.time_to_first_token.labels("ws")
+                        ttft.observe(time.monotonic() - context.received_at)
+        self._running[message.id].ending = True
+        fields = usage_fields(usage, finish_reason, model=message.model, request_id=context.request_id)
+        await self._send({"type": "usage", "id": message.id, **fields})
+        await self._send(
+            {"type": "done", "id": message.id, "finish_reason": finish_reason, "request_id": context.request_id}
+        )
+
+    async def _send_error(self, generation_id: str | None, error: ServiceError, request_id: str | None = None) -> None:
+        fields = problem(error, request_id or self._context.request_id)
+        # A client that leaves meanwhile is noticed by whoever reads.
+        with contextlib.suppress(WebSocketDisconnect):
+            await self._send({**fields, "type": "error", "id": generation_id, "problem_type": fields["type"]})
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        if self._socket.client_state is WebSocketState.CONNECTED:
+            await self._socket.send_text(orjson.dumps(message).decode())
+
+
+def _id_in(text: str) -> str | None:
+    """Return the id of a message that is wrong otherwise, so that its sender can tell which one it was."""
+    try:
+        candidate = orjson.loads(text).get("id")
+    except (orjson.JSONDecodeError, AttributeError):
+        return None
+    return candidate if isinstance(candidate, str) else None
+
+
+def _without_tag(faults: list[Any]) -> list[Any]:
+    """Drop the union's tag from the faults' places: the client never sent a field of that name."""
+    tags = {"generate", "chat", "cancel", "ping"}
+    return [
+        {**fault, "loc": fault["loc"][1:]} if fault["loc"] and fault["loc"][0] in tags else fault for fault in faults
+    ]

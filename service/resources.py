@@ -1,0 +1,25 @@
+"""What one process shares between requests."""
+
+from dataclasses import dataclass
+
+from service.auth.base import Authenticator, TicketStore
+from service.config import Settings
+from service.domain.clock import Clock
+from service.engine.generation import GenerationService
+from service.engine.jobs import JobService
+from service.engine.readiness import ReadinessCheck
+from service.telemetry.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """Opened once by ``service.wiring``; closed in reverse order, also when start-up fails."""
+
+    settings: Settings
+    clock: Clock
+    metrics: Metrics
+    authenticator: Authenticator
+    tickets: TicketStore
+    generation: GenerationService
+    jobs: JobService
+    readiness: ReadinessCheck

@@ -1,0 +1,1 @@
+"""How the application is served: by uvicorn in this process, or by several processes under gunicorn."""

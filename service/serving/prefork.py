@@ -1,0 +1,130 @@
+"""Several processes on one host: gunicorn starts and watches them, uvicorn serves in each.
+
+The parent starts the embedded model and store once, before it forks, and serves the sum of the workers' metrics.
+"""
+
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from anyio.from_thread import start_blocking_portal
+from fastapi import FastAPI
+from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped] # ships no types
+from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped] # ships no types
+from gunicorn.errors import HaltServer  # type: ignore[import-untyped] # ships no types
+from gunicorn.glogging import Logger as GunicornLogger  # type: ignore[import-untyped] # ships no types
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from typing_extensions import override
+from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped] # ships no types
+
+from service.app import create_app
+from service.config import Settings
+from service.serving.banner import announce_start, banner, say
+from service.serving.options import KEEP_ALIVE_S, shutdown_timeout_s, uvicorn_options
+from service.serving.signals import leave_on_sigterm
+from service.serving.sockets import BACKLOG, address_of
+from service.wiring import open_embedded
+
+HEARTBEAT_TIMEOUT_S = 60
+"""A worker whose event loop stands still for so long is replaced."""
+
+
+def serve(settings: Settings, listener: socket.socket, metrics: Path) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    ``metrics`` is the directory that :mod:`service.serving.metrics_directory` prepared before this was imported.
+    """
+    leave_on_sigterm()
+    announce_start(settings)
+    with (
+        # gunicorn blocks this thread, and whoever started a child has to be awake to watch it.
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(open_embedded(settings)) as started,
+    ):
+        _Application(started, listener.fileno(), address_of(listener), metrics).run()
+
+
+class _Application(BaseApplication):  # type: ignore[misc] # untyped base
+    """gunicorn, configured by our settings and by nothing else."""
+
+    def __init__(self, settings: Settings, listener: int, address: str, metrics: Path) -> None:
+        self._settings = settings
+        self._listener = listener
+        self._address = address
+        self._metrics = metrics
+        self._parent = os.getpid()
+        super().__init__()
+
+    @override
+    def load_config(self) -> None:
+        options: dict[str, Any] = {
+            "bind": f"fd://{self._listener}",
+            "backlog": BACKLOG,
+            "workers": self._settings.server.workers,
+            "worker_class": _worker_class(self._settings),
+            "timeout": HEARTBEAT_TIMEOUT_S,
+            "graceful_timeout": shutdown_timeout_s(self._settings),
+            "keepalive": KEEP_ALIVE_S,
+            # Its file in the home folder would be shared by every service of this user.
+            "control_socket_disable": True,
+            "logger_class": _Logger,
+            "proc_name": "llm-api",
+            "when_ready": self._when_ready,
+            "child_exit": _child_exit,
+        }
+        for name, value in options.items():
+            self.cfg.set(name, value)
+
+    @override
+    def load(self) -> FastAPI:
+        return create_app(self._settings)
+
+    @override
+    def run(self) -> None:
+        try:
+            super().run()
+        except HaltServer as halt:
+            # Workers that do not start, each with its reason in the log: a traceback of gunicorn's adds nothing.
+            sys.exit(halt.exit_status)
+        except SystemExit as end:
+            if os.getpid() != self._parent:
+                # A worker ends. It must not unwind what the parent opened: that would stop the embedded store and
+                # model under the other workers.
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(end.code if isinstance(end.code, int) else 1)
+            if end.code:
+                raise
+
+    def _when_ready(self, _: Arbiter) -> None:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, str(self._metrics))  # type: ignore[no-untyped-call]
+        server = self._settings.server
+        start_http_server(server.metrics_port, addr=server.metrics_host or server.host, registry=registry)
+        say(banner(self._settings, self._address))
+
+
+class _Logger(GunicornLogger):  # type: ignore[misc] # untyped base
+    """Sends gunicorn's lines, and through the worker class uvicorn's, where all others go."""
+
+    @override
+    def setup(self, cfg: object) -> None:
+        self.error_log.handlers = logging.getLogger().handlers
+        self.error_log.setLevel(logging.INFO)
+        self.error_log.propagate = False
+
+
+def _child_exit(_: Arbiter, worker: UvicornWorker) -> None:
+    # Its gauges would stay in the sum for ever.
+    mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
+
+
+def _worker_class(settings: Settings) -> type[UvicornWorker]:
+    class Worker(UvicornWorker):  # type: ignore[misc] # untyped base
+        CONFIG_KWARGS = uvicorn_options(settings)
+
+    return Worker

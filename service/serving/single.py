@@ -1,0 +1,49 @@
+"""One process, uvicorn: the default, and what runs in a pod."""
+
+import asyncio
+import socket
+
+import uvicorn
+import uvloop
+from typing_extensions import override
+
+from service.app import create_app
+from service.config import Settings
+from service.serving.banner import announce_start, banner, say
+from service.serving.options import shutdown_timeout_s, uvicorn_options
+from service.serving.signals import leave_on_sigterm
+from service.serving.sockets import BACKLOG, address_of
+from service.wiring import open_embedded
+
+
+def serve(settings: Settings, listener: socket.socket) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    leave_on_sigterm()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings, listener))
+
+
+async def _serve(settings: Settings, listener: socket.socket) -> None:
+    announce_start(settings)
+    async with open_embedded(settings) as started:
+        config = uvicorn.Config(
+            create_app(started),
+            **uvicorn_options(started),
+            backlog=BACKLOG,
+            timeout_graceful_shutdown=shutdown_timeout_s(started),
+        )
+        await _Server(config, banner(started, address_of(listener))).serve(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Says where it is once it accepts connections."""
+
+    def __init__(self, config: uvicorn.Config, announcement: str) -> None:
+        super().__init__(config)
+        self._announcement = announcement
+
+    @override
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            say(self._announcement)

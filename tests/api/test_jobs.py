@@ -1,0 +1,217 @@
+"""``/generate/async``: accepted now, answered later, and nobody else's business."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from service.domain.generation import GenerationRequest, Message
+from service.errors import UpstreamThrottled
+from service.providers.fake import Script
+from tests.support.fake_app import ALICE, BOB, DEADLINE_S, FakeApp, bearer, fake_app, keyed_auth, soon
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[FakeApp]:
+    async with fake_app(jobs={"concurrency": 1, "queue_max": 2, "result_ttl_s": 60}) as running:
+        yield running
+
+
+async def submit(api: FakeApp, **body: Any) -> str:
+    response = await api.client.post("/generate/async", json={"prompt": "Hi", **body})
+    assert response.status_code == 202, response.text
+    job_id: str = response.json()["job_id"]
+    return job_id
+
+
+async def state(api: FakeApp, job_id: str, **headers: str) -> dict[str, Any]:
+    response = await api.client.get(f"/generate/async/{job_id}", headers=headers)
+    assert response.status_code == 200, response.text
+    fields: dict[str, Any] = response.json()
+    assert fields["job_id"] == job_id
+    return fields
+
+
+async def ended(api: FakeApp, job_id: str) -> dict[str, Any]:
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            fields = await state(api, job_id)
+            if fields["status"] != "pending":
+                return fields
+            await asyncio.sleep(0)
+
+
+async def test_a_job_is_accepted_with_its_address_and_when_to_ask(api: FakeApp) -> None:
+    response = await api.client.post("/generate/async", json={"prompt": "Hi"})
+    job_id = response.json()["job_id"]
+    assert response.status_code == 202
+    assert response.json() == {"job_id": job_id, "status": "queued"}
+    assert response.headers["location"] == f"/generate/async/{job_id}"
+    assert response.headers["retry-after"] == "1"
+    assert (await api.client.get(response.headers["location"])).status_code == 200
+
+
+async def test_the_defaults_suit_long_answers(api: FakeApp) -> None:
+    await submit(api)
+    assert (await api.provider.call()).request == GenerationRequest(
+        model="gpt-4o", messages=(Message.of_text("user", "Hi"),), max_tokens=2_048, temperature=0.7
+    )
+
+
+async def test_a_prompt_in_the_query_needs_no_body(api: FakeApp) -> None:
+    response = await api.client.post("/generate/async", params={"prompt": "Hi there"})
+    assert response.status_code == 202
+    request = (await api.provider.call()).request
+    assert isinstance(request, GenerationRequest)
+    assert (request.messages[0].text, request.model, request.max_tokens) == ("Hi there", "gpt-4o", 2_048)
+
+
+async def test_a_body_wins_over_the_query(api: FakeApp) -> None:
+    body = {"prompt": "body", "model": "gpt-4o-mini"}
+    assert (await api.client.post("/generate/async", params={"prompt": "query"}, json=body)).status_code == 202
+    request = (await api.provider.call()).request
+    assert isinstance(request, GenerationRequest)
+    assert (request.messages[0].text, request.model) == ("body", "gpt-4o-mini")
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        ({}, "body"),
+        ({"params": {"prompt": ""}}, "prompt"),
+        ({"params": {"prompt": "x" * 4_001}}, "prompt"),
+        ({"json": {}}, "prompt"),
+        ({"json": {"prompt": "x", "max_tokens": 4_097}}, "max_tokens"),
+        ({"json": {"prompt": "x", "temperature": 3}}, "temperature"),
+        ({"json": {"prompt": "x", "stream": True}}, "stream"),
+        ({"json": {"prompt": "x", "model": "gpt-5"}}, "model"),
+    ],
+)
+async def test_what_cannot_be_right_is_refused_at_once(api: FakeApp, request_: dict[str, Any], field: str) -> None:
+    response = await api.client.post("/generate/async", **request_)
+    assert response.status_code == 422
+    assert [fault["field"] for fault in response.json()["errors"]] == [field]
+    assert api.provider.calls == []
+
+
+async def test_a_job_is_pending_and_then_complete(api: FakeApp) -> None:
+    api.provider.script = Script(stepped=True)
+    job_id, start = await submit(api), api.clock.wall()
+    assert await state(api, job_id) == {"job_id": job_id, "status": "pending", "created_at": start}
+    call = await api.provider.call()
+    api.clock.advance(5)
+    call.step(3)
+    assert await ended(api, job_id) == {
+        "job_id": job_id,
+        "status": "complete",
+        "text": "Hello, world",
+        "model": "upstream-4o",
+        "prompt_tokens": 5,
+        "completion_tokens": 3,
+        "finish_reason": "stop",
+        "created_at": start,
+        "finished_at": start + 5,
+    }
+    assert api.value("llm_api_jobs_finished_total", status="complete") == 1
+
+
+async def test_a_failed_job_says_why(api: FakeApp) -> None:
+    api.provider.script = Script(before=UpstreamThrottled("slower"))
+    fields = await ended(api, await submit(api))
+    assert fields["status"] == "failed"
+    assert fields["error"] == {"code": "upstream_throttled", "detail": "slower", "retryable": True}
+    assert "text" not in fields
+
+
+async def test_cancelling_a_running_job_ends_its_call(api: FakeApp) -> None:
+    api.provider.script = Script(stepped=True)
+    job_id = await submit(api)
+    call = await api.provider.call()
+    response = await api.client.delete(f"/generate/async/{job_id}")
+    assert (response.status_code, response.json()["status"]) == (200, "cancelled")
+    assert call.closed.is_set()
+    assert call.cancelled
+    assert (await state(api, job_id))["status"] == "cancelled"
+    assert api.value("llm_api_jobs_finished_total", status="cancelled") == 1
+
+
+async def test_cancelling_a_waiting_job_keeps_it_from_running(api: FakeApp) -> None:
+    api.provider.script = Script(stepped=True)
+    running, waiting, last = [await submit(api, prompt=name) for name in ("a", "b", "c")]
+    await soon((await api.provider.call()).waiting)
+    assert (await api.client.delete(f"/generate/async/{waiting}")).json()["status"] == "cancelled"
+    api.provider.calls[0].step(3)
+    (await api.provider.call(1)).step(3)
+    assert (await ended(api, last))["status"] == "complete"
+    assert (await state(api, running))["status"] == "complete"
+    assert len(api.provider.calls) == 2
+
+
+async def test_a_cancel_that_comes_too_late_changes_nothing(api: FakeApp) -> None:
+    job_id = await submit(api)
+    done = await ended(api, job_id)
+    assert (await api.client.delete(f"/generate/async/{job_id}")).json() == done
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+@pytest.mark.parametrize("job_id", ["job_unknown", "x" * 2_000, "%ED%A0%80", "%00", "..%2e"])
+async def test_an_unknown_job_is_a_404_that_says_so(api: FakeApp, method: str, job_id: str) -> None:
+    response = await api.client.request(method, f"/generate/async/{job_id}")
+    assert response.status_code == 404
+    assert response.json()["status"] == "not_found"
+
+
+async def test_a_full_queue_is_a_503_that_says_when_to_come_back(api: FakeApp) -> None:
+    api.provider.script = Script(stepped=True)
+    for _ in range(3):
+        await submit(api)
+    response = await api.client.post("/generate/async", json={"prompt": "Hi"})
+    assert (response.status_code, response.json()["code"]) == (503, "overloaded")
+    assert int(response.headers["retry-after"]) >= 1
+    assert response.json()["retryable"] is True
+
+
+async def test_a_result_is_kept_for_its_time(api: FakeApp) -> None:
+    job_id = await submit(api)
+    await ended(api, job_id)
+    api.clock.advance(60)
+    assert (await state(api, job_id))["status"] == "complete"
+    api.clock.advance(0.5)
+    response = await api.client.get(f"/generate/async/{job_id}")
+    assert (response.status_code, response.json()) == (404, {"job_id": job_id, "status": "not_found"})
+
+
+async def test_a_late_answer_never_overwrites_a_cancel(api: FakeApp) -> None:
+    api.provider.script = Script(stepped=True)
+    job_id = await submit(api)
+    call = await api.provider.call()
+    await soon(call.waiting)
+    call.step(3)
+    assert (await api.client.delete(f"/generate/async/{job_id}")).json()["status"] == "cancelled"
+    for _ in range(10):
+        await asyncio.sleep(0)
+    fields = await state(api, job_id)
+    assert (fields["status"], "text" in fields) == ("cancelled", False)
+
+
+async def test_shutdown_ends_running_jobs() -> None:
+    async with fake_app() as api:
+        api.provider.script = Script(stepped=True)
+        await submit(api)
+        call = await api.provider.call()
+        await soon(call.waiting)
+    assert call.closed.is_set()
+    assert call.cancelled
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+async def test_someone_elses_job_looks_like_none(method: str) -> None:
+    async with fake_app(auth=keyed_auth()) as api:
+        api.provider.script = Script(stepped=True)
+        response = await api.client.post("/generate/async", json={"prompt": "Hi"}, headers=bearer(ALICE))
+        address = response.headers["location"]
+        theirs = await api.client.request(method, address, headers=bearer(BOB))
+        assert (theirs.status_code, theirs.json()["status"]) == (404, "not_found")
+        assert (await api.client.get(address, headers=bearer(ALICE))).json()["status"] == "pending"
+        assert (await api.client.request(method, address)).status_code == 401

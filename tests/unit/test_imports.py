@@ -1,0 +1,107 @@
+"""Who may import whom. A new arrow fails here; if it is right, the table changes, and the commit says why."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SERVICE = ROOT / "service"
+
+EDGE = {"domain", "errors", "config"}
+ENGINE = EDGE | {"telemetry", "providers.base", "auth.base"}
+ALLOWED: dict[str, set[str]] = {
+    "config": set(),
+    "errors": set(),
+    "domain": {"errors"},
+    "telemetry": EDGE,
+    "providers": EDGE | {"telemetry"},
+    "storage": EDGE | {"telemetry", "auth.base"},
+    "auth": EDGE | {"telemetry"},
+    "engine": ENGINE,
+    "resources": EDGE | {"engine", "auth", "telemetry"},
+    "api": EDGE | {"engine", "auth", "telemetry", "resources"},
+    "wiring": EDGE | {"engine", "auth", "telemetry", "resources", "providers", "storage"},
+    "app": {"api", "wiring", "resources", "config", "telemetry", "errors"},
+    "asgi": {"app", "config"},
+    "serving": {"app", "wiring", "config", "errors", "telemetry"},
+    "simulator": set(),
+    "playground": set(),
+    "cli": {"app", "serving", "simulator", "wiring", "config", "errors", "auth", "telemetry"},
+    "__main__": {"cli"},
+}
+"""Room → rooms that it may import; a dotted name allows that module alone. ``service`` itself holds the version."""
+
+
+def _modules() -> list[Path]:
+    return sorted(SERVICE.rglob("*.py"))
+
+
+def _room(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _imported(tree: ast.Module) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("service."):
+            found.add(node.module.removeprefix("service."))
+        elif isinstance(node, ast.ImportFrom) and node.module == "service":
+            found.update(alias.name for alias in node.names if (SERVICE / alias.name).exists())
+        elif isinstance(node, ast.Import):
+            found.update(
+                alias.name.removeprefix("service.") for alias in node.names if alias.name.startswith("service.")
+            )
+    return found
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_follow_the_arrows(path: Path) -> None:
+    room = path.relative_to(SERVICE).with_suffix("").parts[0]
+    if room == "__init__":
+        room = "service"
+    tree = ast.parse(path.read_text())
+    allowed = ALLOWED.get(room, set())
+    wrong = {
+        module
+        for module in _imported(tree)
+        if _room(module) != room and _room(module) not in allowed and module not in allowed
+    }
+    assert not wrong, f"{room} may not import {sorted(wrong)}"
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_stand_at_the_top(path: Path) -> None:
+    inner = [
+        node.lineno
+        for function in ast.walk(ast.parse(path.read_text()))
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    assert not inner, f"imports inside functions at lines {inner}"
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_middleware_that_breaks_streams(path: Path) -> None:
+    source = path.read_text()
+    assert "BaseHTTPMiddleware" not in source
+    assert "@app.middleware" not in source
+
+
+def test_only_providers_know_vendors() -> None:
+    vendors = {"openai", "anthropic", "xllamacpp"}
+    for path in _modules():
+        imported = {
+            name.split(".")[0]
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""])
+        }
+        room = path.relative_to(SERVICE).parts[0]
+        assert not (imported & vendors) or room == "providers", path
+
+
+def test_every_room_is_in_the_table() -> None:
+    rooms = {path.relative_to(SERVICE).with_suffix("").parts[0] for path in _modules()} - {"__init__"}
+    assert rooms == set(ALLOWED)
