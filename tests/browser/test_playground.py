@@ -446,7 +446,7 @@ async def test_missing_list_of_models_is_said(playground: Playground) -> None:
     await expect(playground.page.locator("#model-problem")).to_contain_text("401 No key was given.")
 
 
-PICTURE_PROMPTS = ("What is photosynthesis?", "Name the planets of the solar system.")
+PICTURE_PROMPTS = ("What is the capital of France?", "Name the planets of the solar system.")
 """What the embedded model answers well."""
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 
