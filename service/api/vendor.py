@@ -29,6 +29,6 @@ def as_text_parts(value: Any) -> Any:
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
-def failures(shape: type[BaseModel], *statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Document failures in a vendor's shape: those named, or all there are."""
+def failures(shape: Any, *statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Document failures in a vendor's shape, a model or a union of two: those named, or all there are."""
     return {status: {"model": shape, "description": _FAILURES[status]} for status in statuses or _FAILURES}

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from service.api.anthropic.models import AnthropicModel, AnthropicModelPage, model_page
 from service.api.anthropic.models import model_fields as anthropic_model_fields
+from service.api.anthropic.schemas import ErrorResponse as AnthropicErrorResponse
 from service.api.bodies import documented_body, read_body, read_fields
 from service.api.deps import Context, Generation
 from service.api.disconnect import until_disconnect
@@ -89,7 +90,7 @@ async def create_embeddings(request: Request, generation: Generation, context: C
     "/models",
     responses={
         200: {"model": ModelList | AnthropicModelPage, "description": "The models that this key may use."},
-        **failures(ErrorResponse, *_LOOKUP_FAILURES),
+        **failures(ErrorResponse | AnthropicErrorResponse, *_LOOKUP_FAILURES),
     },
 )
 async def list_models(
@@ -113,7 +114,7 @@ async def list_models(
     "/models/{model:path}",
     responses={
         200: {"model": Model | AnthropicModel, "description": "The model."},
-        **failures(ErrorResponse, *_LOOKUP_FAILURES),
+        **failures(ErrorResponse | AnthropicErrorResponse, *_LOOKUP_FAILURES),
     },
 )
 async def retrieve_model(
