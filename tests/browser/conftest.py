@@ -11,7 +11,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, async_playwright, expect
 
 from tests.browser.playground_page import Opener, Playground, Site, Watch
-from tests.support.chromium import REMEDY, find_chromium
+from tests.support.chromium import NO_BROWSER, find_chromium, missing
 from tests.support.live import LiveService
 
 expect.set_options(timeout=15_000)
@@ -34,9 +34,10 @@ def site(live_service: LiveService, simulator: str) -> Site:
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """The browser's path."""
+    remedy = missing()
     path = find_chromium()
-    if path is None:
-        pytest.skip(REMEDY)
+    if remedy is not None or path is None:
+        pytest.skip(remedy or NO_BROWSER)
     return path
 
 

@@ -10,11 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from playwright.sync_api import sync_playwright
-
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-REMEDY = "no Chromium: install one (apt-get install chromium), or name it with CHROMIUM=/path/to/it"
+PLAYWRIGHTS_OWN = "chromium-*/chrome-linux*/chrome"
 INSTALL_TIMEOUT_S = 600
+DEBIAN_PACKAGES = ("chromium", "libatomic1", "fonts-dejavu-core")
+"""libatomic1 is for Playwright's own Node.js, which a bare Debian cannot run without it."""
+NO_BROWSER = "no Chromium: install one (apt-get install chromium), or name it with CHROMIUM=/path/to/it"
+NO_DRIVER = "Playwright's driver does not run here; on Debian: apt-get install libatomic1"
 
 
 def find_chromium() -> str | None:
@@ -26,9 +28,17 @@ def find_chromium() -> str | None:
         path = shutil.which(name)
         if path is not None:
             return path
-    with sync_playwright() as playwright:
-        own = playwright.chromium.executable_path
-    return own if Path(own).exists() else None
+    folder = Path(os.environ.get("PLAYWRIGHT_BROWSERS_PATH") or Path.home() / ".cache" / "ms-playwright")
+    return next((str(path) for path in sorted(folder.glob(PLAYWRIGHTS_OWN), reverse=True)), None)
+
+
+def missing() -> str | None:
+    """Return what to do before a browser test can run; None if it can."""
+    if find_chromium() is None:
+        return NO_BROWSER
+    command = [sys.executable, "-m", "playwright", "--version"]
+    driver = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    return None if driver.returncode == 0 else NO_DRIVER
 
 
 def _install() -> None:
@@ -37,7 +47,7 @@ def _install() -> None:
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         for command in (
             ["apt-get", "update", "-qq"],
-            ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium", "fonts-dejavu-core"],
+            ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *DEBIAN_PACKAGES],
         ):
             subprocess.run(command, env=environment, timeout=INSTALL_TIMEOUT_S, check=False, stdout=subprocess.DEVNULL)
     else:
@@ -47,11 +57,12 @@ def _install() -> None:
 
 
 def main() -> None:
-    """Install a browser if there is none."""
-    if find_chromium() is None:
+    """Install a browser, and what its driver needs, if that is missing."""
+    if missing() is not None:
         _install()
-        if find_chromium() is None:
-            print(f"The browser tests will be skipped: {REMEDY}", flush=True)
+        remedy = missing()
+        if remedy is not None:
+            print(f"The browser tests will be skipped: {remedy}", flush=True)
 
 
 if __name__ == "__main__":
