@@ -10,6 +10,7 @@
     ├── NotFound                  404   no such path
     │   └── JobNotFound           404   no such job of this caller's
     ├── MethodNotAllowed          405   the path has other methods
+    ├── RequestTimeout            408   the body does not come
     ├── RequestTooLarge           413   body over the limit
     ├── IdempotencyConflict       409   same key, other body
     ├── Cancelled                 499   the caller asked for the end of it
@@ -126,6 +127,15 @@ class JobNotFound(NotFound):
 
     code = "job_not_found"
     title = "No such job"
+
+
+class RequestTimeout(ServiceError):  # noqa: N818
+    """The rest of the body did not come in time."""
+
+    code = "request_timeout"
+    status = 408
+    retryable = True
+    title = "The request did not come in time"
 
 
 class RequestTooLarge(ServiceError):  # noqa: N818

@@ -10,6 +10,7 @@ _MEANINGS = {
     401: "Credential missing or wrong",
     403: "Not allowed",
     404: "Not found",
+    408: "The body did not come in time",
     409: "Conflict",
     413: "The body is too large",
     422: "The request is not valid; each field is named",
@@ -45,7 +46,7 @@ EVENT_STREAM: dict[str, Any] = {
 
 UPSTREAM = (400, 502, 503, 504)
 """What a provider's trouble becomes."""
-CALLER = (401, 403, 413, 422, 429)
+CALLER = (401, 403, 408, 413, 422, 429)
 """What a caller's mistake becomes."""
 
 
