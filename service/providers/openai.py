@@ -74,12 +74,17 @@ _STATUS_OF_CODE: Mapping[str, int] = {
 """What stands for the status of an error inside a 200."""
 
 
-def refusal_error(status: int, headers: Mapping[str, str], body: bytes, *, provider: str) -> UpstreamError:
+def refusal_error(
+    status: int, headers: Mapping[str, str], body: bytes, *, provider: str, rejects_with_500: bool = False
+) -> UpstreamError:
     """Make an error of what the API said instead of an answer, by status and code alone.
 
-    A success without an error in its body is ``UpstreamInvalid``.
+    A success without an error in its body is ``UpstreamInvalid``. ``rejects_with_500`` is for a server that refuses a
+    request with a 500 and a reason, where others have a 400.
     """
     error = _error_object(body)
+    if rejects_with_500 and status == 500 and error is not None:  # noqa: PLR2004
+        status = 400
     if error is None and 200 <= status < 300:  # noqa: PLR2004 - RFC 9110 section 15.3
         return UpstreamInvalid("the provider's answer breaks its schema", provider=provider, upstream_status=status)
     return _classified(status, error or {}, retry_after_s(headers), provider)
@@ -165,7 +170,10 @@ class OpenAIProvider:
     ) -> AbstractAsyncContextManager[AsyncIterator[Chunk]]:
         """See :class:`service.providers.base.Provider`."""
         decoder = OpenAIDecoder(
-            provider=self.name, include_usage=request.include_usage, input_bytes=input_size(request)
+            provider=self.name,
+            include_usage=request.include_usage,
+            input_bytes=input_size(request),
+            choices=request.choices,
         )
         fields = self._fields(request, upstream_model, stream=True)
         return self._http.stream(Ask(self._chat_url, fields), decoder, deadline=deadline)
@@ -197,8 +205,11 @@ class OpenAIProvider:
 class OpenAIDecoder:
     """See :class:`service.providers.http.Decoder`."""
 
-    def __init__(self, *, provider: str, include_usage: bool, input_bytes: int) -> None:
-        """Drop the event of usage alone from the raw bytes unless ``include_usage``."""
+    def __init__(self, *, provider: str, include_usage: bool, input_bytes: int, choices: int) -> None:
+        """Drop the event of usage alone from the raw bytes unless ``include_usage``.
+
+        ``choices`` were asked for. A server may give fewer, but only its end marker says that it does.
+        """
         self.started = False
         self.finished = False
         self.ended = False
@@ -206,6 +217,7 @@ class OpenAIDecoder:
         self._provider = provider
         self._include_usage = include_usage
         self._input_bytes = input_bytes
+        self._choices = choices
         self._reader = EventReader(provider=provider)
         self._seen: set[int] = set()
         self._done: set[int] = set()
@@ -224,6 +236,7 @@ class OpenAIDecoder:
             for event in self._reader.feed(data):
                 if event.data == b"[DONE]":
                     self.ended = True
+                    self.finished = bool(self._done) and len(self._done) == len(self._seen)
                     break
                 self._take(event, chunk, raws, deltas)
         except UpstreamError as exc:
@@ -301,7 +314,7 @@ class OpenAIDecoder:
             self._open(index)
         if delta.finish_reason is not None:
             self._done.add(index)
-            self.finished = len(self._done) == len(self._seen)
+            self.finished = len(self._done) >= max(self._choices, len(self._seen))
         if delta.text or delta.reasoning or delta.refusal or delta.tool_calls:
             self._pieces += 1
 
@@ -328,8 +341,9 @@ async def open_openai(
     clock: Clock,
     stop: Sequence[str] = (),
     keep_alive: bool = True,
+    rejects_with_500: bool = False,
 ) -> AsyncIterator[OpenAIProvider]:
-    """Open the provider ``name`` at ``base_url``; None is the SDK's own address."""
+    """Open the provider ``name`` at ``base_url``; None is the SDK's own address. See :func:`refusal_error`."""
     keys = KeyRing(provider=name, keys=settings.keys, files=settings.key_files, clock=clock)
     async with openai.AsyncOpenAI(api_key=NO_KEY, base_url=base_url, max_retries=0) as client:
 
@@ -341,7 +355,7 @@ async def open_openai(
             provider=name,
             timeouts_s=settings.timeouts_s,
             headers=SdkHeaders(keys, headers_for),
-            refused=partial(refusal_error, provider=name),
+            refused=partial(refusal_error, provider=name, rejects_with_500=rejects_with_500),
             keep_alive=keep_alive,
         ) as http:
             yield OpenAIProvider(http=http, base_url=str(client.base_url), stop=stop)

@@ -69,7 +69,9 @@ def _frames(choice: Choice, answer: Answer, *, with_usage: bool) -> Iterator[Fra
         yield write_event("content_block_stop", {"index": 0}), 0
     for index, call in enumerate(choice.calls):
         yield write_event("content_block_start", {"index": index, "content_block": _tool_use(call, {})}), 1
-        for fragment in call.fragments:
+        # The vendor streams an empty object as empty text.
+        fragments = call.fragments if "".join(call.fragments) != "{}" else [""] * len(call.fragments)
+        for fragment in fragments:
             delta = {"type": "input_json_delta", "partial_json": fragment}
             yield write_event("content_block_delta", {"index": index, "delta": delta}), 1
         yield write_event("content_block_stop", {"index": index}), 0

@@ -3,6 +3,8 @@
 import argparse
 from dataclasses import dataclass
 
+HIGHEST_PORT = 65_535
+
 
 @dataclass(frozen=True, slots=True)
 class SimulatorOptions:
@@ -38,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     given = SimulatorOptions()
     add = parser.add_argument
     add("--host", default=given.host, help="address to listen on (%(default)s)")
-    add("--port", type=int, default=given.port, help="port; 0 takes a free one (%(default)s)")
+    add("--port", type=_port, default=given.port, help="port; 0 takes a free one (%(default)s)")
     add("--seed", type=int, default=given.seed, help="texts are a function of it (%(default)s)")
     add("--ttft-ms", type=float, default=given.ttft_ms, help="time to first token (%(default)s)")
     add("--gap-ms", type=float, default=given.gap_ms, help="time between tokens; 0 bursts (%(default)s)")
@@ -49,6 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tokens-per-minute", type=int, default=None, help="limit for each key (none)")
     add("--key", dest="keys", action="append", default=[], help="accepted key; may be repeated (any key)")
     add("--exit-with-parent", action="store_true", help="end when the parent process ends")
+
+
+def _port(text: str) -> int:
+    # Unchecked, the operating system's library would take the rest of a division by 65536.
+    if not text.isdecimal() or int(text) > HIGHEST_PORT:
+        raise argparse.ArgumentTypeError(f"takes a number from 0 to {HIGHEST_PORT}, not {text!r}")
+    return int(text)
 
 
 def from_arguments(namespace: argparse.Namespace) -> SimulatorOptions:

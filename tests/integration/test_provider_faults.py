@@ -265,6 +265,94 @@ async def test_stream_is_whole_only_when_every_choice_has_finished() -> None:
     assert text_of(chunks) == "a"
 
 
+@pytest.mark.parametrize(
+    ("ending", "expected"),
+    [("end", UpstreamInvalid), ("cut", UpstreamUnavailable), ("reset", UpstreamUnavailable), ("hold", UpstreamTimeout)],
+)
+async def test_stream_without_a_choice_that_was_asked_for_is_broken_however_it_ends(
+    ending: Any, expected: type[UpstreamError]
+) -> None:
+    gate = asyncio.Event()
+    first = openai_event({"content": "a"}, "stop")
+    async with (
+        opened(Answer([first, gate], ending=ending), between_tokens=0.1 if ending == "hold" else 5) as (provider, _),
+        provider.stream(replace(REQUEST, choices=2), upstream_model="up", deadline=Deadline.after(10, CLOCK)) as stream,
+    ):
+        assert (await anext(stream)).text == "a"
+        gate.set()
+        with pytest.raises(expected):
+            await anext(stream)
+
+
+async def test_slow_second_choice_is_waited_for_as_any_token_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "SETTLE_S", 0.0)
+    gate = asyncio.Event()
+    texts = ["", ""]
+    second = openai_event({"content": "b"}, "stop", index=1)
+    async with (
+        opened(Answer([openai_event({"content": "a"}, "stop"), gate, second, DONE])) as (provider, _),
+        provider.stream(replace(REQUEST, choices=2), upstream_model="up", deadline=Deadline.after(10, CLOCK)) as stream,
+    ):
+        async for chunk in stream:
+            asyncio.get_running_loop().call_later(0.05, gate.set)
+            for delta in chunk.deltas:
+                texts[delta.choice] += delta.text
+    assert texts == ["a", "b"]
+
+
+async def test_server_that_knows_one_choice_only_gives_a_whole_stream() -> None:
+    chunks: list[Chunk] = []
+    async with opened(Answer(openai_stream(["Hi"]))) as (provider, _):
+        await stream_into(provider, chunks, replace(REQUEST, choices=2))
+    assert text_of(chunks) == "Hi"
+    assert [chunk.usage for chunk in chunks if chunk.usage] == [Usage(5, 3)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "sign"),
+    [
+        ("openai", b": keep-alive\n\n"),
+        ("anthropic", b": keep-alive\n\n"),
+        ("anthropic", anthropic_event("ping")),
+    ],
+)
+async def test_signs_of_life_do_not_pass_for_the_next_token(kind: str, sign: bytes) -> None:
+    chunks: list[Chunk] = []
+    pieces: list[bytes | asyncio.Event] = [*STREAMS[kind](["Hel"], finished=False)]
+    gates = [asyncio.Event() for _ in range(40)]
+    for gate in gates:
+        pieces += [gate, sign]
+    pieces += STREAMS[kind](["late"])[-3:]
+    async with opened(Answer(pieces), kind=kind, between_tokens=0.2) as (provider, _):
+        # Forty signs, 20 ms apart, outlast the 200 ms; a slow machine only makes them last longer.
+        timers = [asyncio.get_running_loop().call_later(0.02 * turn, gate.set) for turn, gate in enumerate(gates)]
+        with pytest.raises(UpstreamTimeout):
+            await stream_into(provider, chunks)
+    for timer in timers:
+        timer.cancel()
+    assert text_of(chunks) == "Hel"
+
+
+async def test_slow_reader_is_not_taken_for_a_slow_provider() -> None:
+    gate = asyncio.Event()
+    pieces: list[bytes | asyncio.Event] = [
+        openai_event({"content": "Hel"}),
+        gate,
+        openai_event({"content": "lo"}, "stop"),
+        DONE,
+    ]
+    async with (
+        opened(Answer(pieces), between_tokens=0.5) as (provider, _),
+        provider.stream(REQUEST, upstream_model="up", deadline=Deadline.after(10, CLOCK)) as stream,
+    ):
+        text = (await anext(stream)).text
+        await asyncio.sleep(0.6)  # longer than between_tokens: the reader's own time
+        asyncio.get_running_loop().call_later(0.01, gate.set)
+        async for chunk in stream:
+            text += chunk.text
+    assert text == "Hello"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_silence_between_tokens_times_out_and_hangs_up(kind: str) -> None:
     chunks: list[Chunk] = []

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 from pydantic import HttpUrl
 
-from service.config import EmbeddedSettings, ProviderKind, ProviderSettings
+from service.config import EmbeddedSettings, Installed, ProviderKind, ProviderSettings
 from service.domain.clock import Deadline, SystemClock
-from service.domain.generation import EmbeddingRequest, FinishReason, GenerationRequest, Message
+from service.domain.generation import EmbeddingRequest, FinishReason, GenerationRequest, ImagePart, Message
 from service.errors import UpstreamRejected
 from service.providers.base import Provider
 from service.providers.build import open_provider
-from service.providers.local import local_model_available, open_local_model
+from service.providers.local import open_local_model
 
 pytestmark = [
     pytest.mark.model,
-    pytest.mark.skipif(not local_model_available(), reason="the extra `local` is not installed"),
+    pytest.mark.skipif(not Installed.here().embedded_model, reason="the extra `local` is not installed"),
 ]
 CLOCK = SystemClock()
 MODEL = "gemma-3-270m"
@@ -80,3 +80,12 @@ async def test_model_gives_vectors_too_and_several_answers_at_once(provider: Pro
 async def test_prompt_that_is_too_long_is_rejected_with_the_models_reason(provider: Provider) -> None:
     with pytest.raises(UpstreamRejected, match="context"):
         await provider.complete(ask(Message.of_text("user", "word " * 6000)), upstream_model=MODEL, deadline=deadline())
+
+
+async def test_an_image_and_a_text_too_long_to_embed_are_rejected_with_the_models_reason(provider: Provider) -> None:
+    image = Message("user", (ImagePart(media_type="image/png", data="AAAA"),))
+    with pytest.raises(UpstreamRejected, match="image"):
+        await provider.complete(ask(image), upstream_model=MODEL, deadline=deadline())
+    long = EmbeddingRequest(MODEL, {"model": MODEL, "input": "word " * 5000})
+    with pytest.raises(UpstreamRejected, match="too large"):
+        await provider.embed(long, upstream_model=MODEL, deadline=deadline())

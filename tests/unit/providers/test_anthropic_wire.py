@@ -29,7 +29,11 @@ from service.errors import InvalidRequest, UpstreamInvalid
 from service.providers.anthropic import AnthropicDecoder
 from service.providers.anthropic_wire import completion_of, decode_message, request_fields
 from service.providers.wire import SchemaError
-from tests.support.wire import anthropic_event, anthropic_stream, anthropic_text
+from tests.support.wire import ANTHROPIC_USAGE, anthropic_event, anthropic_stream, anthropic_text
+
+HEAD = {"type": "message", "id": "r", "model": "m", "content": []}
+START = anthropic_event("message_start", message={**HEAD, "usage": {"input_tokens": 5, "output_tokens": 1}})
+TOOL = {"type": "tool_use", "id": "t", "name": "add", "input": {}}
 
 
 def rendered(*messages: Message, **more: Any) -> dict[str, Any]:
@@ -41,8 +45,11 @@ def feed(made: AnthropicDecoder, *pieces: bytes) -> list[Chunk]:
     return [chunk for piece in pieces if (chunk := made.feed(piece)) is not None]
 
 
-def decoder() -> AnthropicDecoder:
-    return AnthropicDecoder(provider="fake", input_bytes=10)
+def decoder(*, begun: bool = True) -> AnthropicDecoder:
+    made = AnthropicDecoder(provider="fake")
+    if begun:
+        made.feed(START)
+    return made
 
 
 def deltas_of(*events: bytes) -> list[Delta]:
@@ -188,8 +195,8 @@ def test_tools_that_the_vendor_runs_are_no_calls_for_the_caller() -> None:
 def test_usage_counts_the_cached_tokens_among_the_input() -> None:
     first = {"input_tokens": 3, "cache_read_input_tokens": 4, "cache_creation_input_tokens": 5, "output_tokens": 1}
     chunks = feed(
-        decoder(),
-        anthropic_event("message_start", message={"type": "message", "id": "r", "model": "m", "usage": first}),
+        decoder(begun=False),
+        anthropic_event("message_start", message={**HEAD, "usage": first}),
         anthropic_event("message_delta", delta={"stop_reason": "max_tokens"}, usage={"output_tokens": 8}),
     )
     assert chunks[-1].usage == Usage(12, 8, cached_input_tokens=4, cache_write_tokens=5)
@@ -207,12 +214,69 @@ def test_unknown_events_are_handed_on_and_pings_are_not() -> None:
         anthropic_event("content_block_delta", index=0),
         anthropic_event("content_block_start", index=0),
         anthropic_event("message_start"),
-        anthropic_event("message_delta", delta={"stop_reason": "new_reason"}),
+        anthropic_event("message_start", message=HEAD),
+        anthropic_event("message_start", message={**HEAD, "usage": {"output_tokens": 1}}),
+        anthropic_event("message_start", message={**HEAD, "usage": {"input_tokens": 5}}),
+        anthropic_event("message_delta", delta={"stop_reason": "new_reason"}, usage={"output_tokens": 3}),
+        anthropic_event("message_delta", delta={"stop_reason": "end_turn"}),
+        anthropic_event("message_delta", delta={"stop_reason": "end_turn"}, usage={}),
     ],
 )
 def test_events_that_break_the_schema_are_errors(event: bytes) -> None:
     with pytest.raises(UpstreamInvalid, match="breaks its schema"):
         deltas_of(event)
+
+
+def test_stream_without_its_head_breaks_the_schema() -> None:
+    start = anthropic_event("content_block_start", index=0, content_block={"type": "text", "text": ""})
+    end = anthropic_event("message_delta", delta={"stop_reason": "end_turn"}, usage=ANTHROPIC_USAGE)
+    for event in (start, anthropic_text("a"), end, anthropic_event("something_new", x=1)):
+        made = decoder(begun=False)
+        assert feed(made, anthropic_event("ping"), event) == []
+        assert made.failure is not None
+        assert "breaks its schema" in str(made.failure)
+        assert not made.finished
+
+
+def test_reason_without_usage_does_not_finish_what_came_before() -> None:
+    made = decoder()
+    (chunk,) = feed(made, anthropic_text("a") + anthropic_event("message_delta", delta={"stop_reason": "end_turn"}))
+    assert chunk.raw == anthropic_text("a")
+    assert isinstance(made.failure, UpstreamInvalid)
+    assert not made.finished
+
+
+@pytest.mark.parametrize("pieces", [[], [""]])
+def test_tool_call_without_arguments_has_an_empty_object_and_verbatim_bytes(pieces: list[str]) -> None:
+    events = [
+        anthropic_event("content_block_start", index=0, content_block=TOOL),
+        *(_arguments(piece) for piece in pieces),
+        anthropic_event("content_block_stop", index=0),
+    ]
+    assert deltas_of(*events) == [
+        Delta(tool_calls=(ToolCallDelta(0, "t", "add"),)),
+        Delta(tool_calls=(ToolCallDelta(0, arguments="{}"),)),
+    ]
+    assert b"".join(chunk.raw for chunk in feed(decoder(), *events)) == b"".join(events)
+
+
+@pytest.mark.parametrize(
+    ("block", "pieces"),
+    [(TOOL, ["", '{"a"', ":1}"]), ({**TOOL, "input": {"a": 1}}, []), ({**TOOL, "input": {}}, ["{}"])],
+)
+def test_end_of_a_tool_call_with_arguments_adds_nothing(block: dict[str, Any], pieces: list[str]) -> None:
+    deltas = deltas_of(
+        anthropic_event("content_block_start", index=0, content_block=block),
+        *(_arguments(piece) for piece in pieces),
+        anthropic_event("content_block_stop", index=0),
+        anthropic_event("content_block_stop", index=0),
+    )
+    written = orjson.loads("".join(call.arguments for delta in deltas for call in delta.tool_calls))
+    assert written == ({} if pieces == ["{}"] else {"a": 1})
+
+
+def _arguments(piece: str) -> bytes:
+    return anthropic_event("content_block_delta", index=0, delta={"type": "input_json_delta", "partial_json": piece})
 
 
 TEXTS = st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=8), max_size=6)
@@ -222,7 +286,7 @@ TEXTS = st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=8), 
 def test_any_split_of_a_streams_bytes_says_the_same(texts: list[str], data: st.DataObject) -> None:
     stream = b"".join(anthropic_stream(texts))
     cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=10).map(sorted))
-    made = decoder()
+    made = decoder(begun=False)
     chunks = feed(made, *(stream[start:end] for start, end in pairwise([0, *cuts, len(stream)])))
     assert "".join(chunk.text for chunk in chunks) == "".join(texts)
     assert [chunk.usage for chunk in chunks if chunk.usage] == [Usage(5, 3)]

@@ -77,6 +77,13 @@ async def test_address_that_is_none_is_a_misconfiguration() -> None:
         await post(Session(aiohttp.InvalidURL("x")))
 
 
+async def test_request_that_cannot_be_written_is_a_misconfiguration() -> None:
+    for error in (ValueError("Newline in headers: sk-1"), UnicodeEncodeError("latin-1", "sk-\u0100", 3, 4, "no")):
+        with pytest.raises(UpstreamMisconfigured) as caught:
+            await post(Session(error))
+        assert "sk-" not in str(caught.value)
+
+
 async def test_text_that_json_cannot_carry_is_the_callers_mistake() -> None:
     with pytest.raises(InvalidRequest):
         await post(Session(), {"text": "\ud800"})

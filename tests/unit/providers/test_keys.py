@@ -63,6 +63,30 @@ def test_empty_file_gives_no_key_and_the_others_go_on(tmp_path: Path) -> None:
     assert ring(tmp_path / "key", keys=("a",)).take() == "a"
 
 
+@pytest.mark.parametrize("unusable", ["sk-1\nsk-2", "sk-1\x00", "sk-é", "sk-1 sk-2"])
+def test_file_whose_text_fits_no_header_keeps_its_key_and_is_told_once(
+    unusable: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, clock = tmp_path / "key", ManualClock()
+    path.write_text("old")
+    made = ring(path, clock=clock)
+    assert made.take() == "old"
+    path.write_text(unusable, encoding="utf-8")
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            clock.advance(CHECK_INTERVAL_S)
+            assert made.take() == "old"
+    assert len(caplog.records) == 1
+    assert str(path) in caplog.text
+    assert "sk-" not in caplog.text
+
+
+def test_no_usable_file_at_all_is_a_misconfiguration(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("sk-1\nsk-2")
+    with pytest.raises(UpstreamMisconfigured):
+        ring(tmp_path / "key").take()
+
+
 def test_headers_are_made_once_for_each_key_and_forgotten_in_the_end(tmp_path: Path) -> None:
     made: list[str | None] = []
     path, clock = tmp_path / "key", ManualClock()

@@ -36,8 +36,8 @@ def rendered(*messages: Message, **more: Any) -> dict[str, Any]:
     return request_fields(request, upstream_model="up", stream=False, max_tokens_field="max_tokens")
 
 
-def decoder(*, include_usage: bool = True) -> OpenAIDecoder:
-    return OpenAIDecoder(provider="fake", include_usage=include_usage, input_bytes=10)
+def decoder(*, include_usage: bool = True, choices: int = 1) -> OpenAIDecoder:
+    return OpenAIDecoder(provider="fake", include_usage=include_usage, input_bytes=10, choices=choices)
 
 
 def feed(made: OpenAIDecoder, *pieces: bytes) -> list[Chunk]:
@@ -168,6 +168,32 @@ def test_cached_and_reasoning_tokens_are_read() -> None:
     made = decoder()
     chunks = feed(made, openai_event({}, "stop"), openai_event(None, usage=usage))
     assert chunks[-1].usage == Usage(9, 7, cached_input_tokens=4, reasoning_tokens=3)
+
+
+def test_answer_is_not_finished_before_every_choice_that_was_asked_for() -> None:
+    made = decoder(choices=2)
+    feed(made, openai_event({"content": "a"}, "stop"))
+    assert not made.finished
+    feed(made, openai_event({"content": "b"}, index=1))
+    assert not made.finished
+    feed(made, openai_event({}, "stop", index=1))
+    assert made.finished
+
+
+def test_end_marker_finishes_the_answer_of_a_server_that_gives_fewer_choices() -> None:
+    made = decoder(choices=2)
+    feed(made, openai_event({"content": "a"}, "stop"), openai_event(None, usage=OPENAI_USAGE))
+    assert not made.finished
+    (chunk,) = feed(made, DONE)
+    assert chunk.usage == Usage(5, 3)
+    assert (made.finished, made.ended, made.rest()) == (True, True, None)
+
+
+def test_end_marker_finishes_no_choice_that_has_no_reason() -> None:
+    for events in ([], [openai_event({"content": "a"}, "stop"), openai_event({"content": "b"}, index=1)]):
+        made = decoder(choices=2)
+        feed(made, *events, DONE)
+        assert (made.finished, made.ended) == (False, True)
 
 
 def test_usage_is_estimated_where_the_provider_gives_none() -> None:

@@ -26,7 +26,7 @@ def _units(text: str) -> list[str]:
 
 @given(st.text(min_size=1))
 def test_text_streamed_by_the_code_unit_arrives_whole(text: str) -> None:
-    decoder = OpenAIDecoder(provider="p", include_usage=False, input_bytes=0)
+    decoder = OpenAIDecoder(provider="p", include_usage=False, input_bytes=0, choices=1)
     chunks = [decoder.feed(_event(unit)) for unit in _units(text)]
     chunks.append(decoder.feed(_event("", "stop")))
     assert decoder.failure is None
@@ -37,7 +37,7 @@ def test_text_streamed_by_the_code_unit_arrives_whole(text: str) -> None:
 
 
 def test_halves_of_two_choices_are_not_mixed_up() -> None:
-    decoder = OpenAIDecoder(provider="p", include_usage=False, input_bytes=0)
+    decoder = OpenAIDecoder(provider="p", include_usage=False, input_bytes=0, choices=2)
     first, second = _units("😀"), _units("🎈")
     pieces = [_event(first[0]), _event(second[0], index=1), _event(second[1], index=1), _event(first[1])]
     chunks = [chunk for chunk in map(decoder.feed, pieces) if chunk is not None]
@@ -47,14 +47,14 @@ def test_halves_of_two_choices_are_not_mixed_up() -> None:
 
 @pytest.mark.parametrize("pieces", [["\ude00"], ["\ud83d", "a"], ["a\ud83db"]])
 def test_half_a_character_is_an_invalid_answer(pieces: list[str]) -> None:
-    decoder = OpenAIDecoder(provider="p", include_usage=False, input_bytes=0)
+    decoder = OpenAIDecoder(provider="p", include_usage=False, input_bytes=0, choices=1)
     for piece in pieces:
         decoder.feed(_event(piece))
     assert isinstance(decoder.failure, UpstreamInvalid)
 
 
 def test_a_text_that_ends_with_half_a_character_is_not_finished() -> None:
-    decoder = OpenAIDecoder(provider="p", include_usage=False, input_bytes=0)
+    decoder = OpenAIDecoder(provider="p", include_usage=False, input_bytes=0, choices=1)
     decoder.feed(_event("\ud83d"))
     chunk = decoder.feed(_event("", FinishReason.STOP))
     assert isinstance(decoder.failure, UpstreamInvalid), chunk

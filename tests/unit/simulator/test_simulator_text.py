@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.simulator.anthropic_write import write_stream
 from service.simulator.asks import Ask, Tool, compose
 from service.simulator.directives import Directives
 from service.simulator.text import count_tokens, cut_at_stop, split_pieces, write_json, write_text
@@ -141,3 +142,17 @@ def test_tools_are_called_when_forced_or_named(message: str, choice: str, called
     assert answer.choices[0].finish == ("tools" if called else "stop")
     for call in calls:
         assert isinstance(orjson.loads("".join(call.fragments)), dict)
+
+
+@pytest.mark.parametrize(("tool", "written"), [("get_time", ""), ("get_weather", None)])
+def test_call_without_arguments_is_streamed_by_anthropic_as_empty_text(tool: str, written: str | None) -> None:
+    asked = ask("user", "hello", tools=TOOLS, tool_choice=f"={tool}")
+    answer = compose(asked, "sim", Directives(), seed=0, output_tokens=10)
+    script = write_stream(asked, answer, "1", with_usage=True)
+    events = [orjson.loads(frame.split(b"data: ")[1].split(b"\n")[0]) for frame, _ in script.frames]
+    pieces = [event["delta"]["partial_json"] for event in events if event["type"] == "content_block_delta"]
+    assert pieces, "the vendor sends one even where there is nothing to say"
+    if written is None:
+        assert orjson.loads("".join(pieces)) == orjson.loads("".join(answer.choices[0].calls[0].fragments))
+    else:
+        assert "".join(pieces) == written
