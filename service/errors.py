@@ -70,6 +70,10 @@ class InternalError(ServiceError):
     """A defect of ours; its details go to the log, not to the caller."""
 
 
+UNSUPPORTED = "unsupported"
+"""The type of a field error where one provider cannot do what another may."""
+
+
 class InvalidRequest(ServiceError):  # noqa: N818 - the tree reads as HTTP reasons, without a suffix
     """The caller's mistake."""
 

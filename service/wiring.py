@@ -104,6 +104,7 @@ async def assemble(
         concurrency=settings.jobs.concurrency,
         queue_max=settings.jobs.queue_max,
         result_ttl_s=settings.jobs.result_ttl_s,
+        drain_s=settings.jobs.drain_s,
         metrics=metrics,
         clock=clock,
     )

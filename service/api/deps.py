@@ -1,11 +1,12 @@
 """What routes ask for by name: the process's resources, and who is calling."""
 
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
-from service.config import Settings
+from service.config import Settings, is_loopback
 from service.domain.principal import ANONYMOUS, Principal, RequestContext
 from service.engine.generation import GenerationService
 from service.engine.jobs import JobService
@@ -13,19 +14,31 @@ from service.engine.readiness import ReadinessCheck
 from service.errors import PermissionDenied, Unauthenticated
 from service.resources import Resources
 
-KEY_PARAMETERS = frozenset({"api_key", "apikey", "api-key", "key", "access_token", "token", "authorization"})
-"""Query parameters in which people put keys. Query strings end up in logs, so a key found there is burnt."""
+KEY_PARAMETERS = frozenset(
+    {
+        "accesstoken",
+        "apikey",
+        "apitoken",
+        "auth",
+        "authorization",
+        "authtoken",
+        "bearer",
+        "key",
+        "password",
+        "secret",
+        "subscriptionkey",
+        "token",
+        "xapikey",
+    }
+)
+"""Query parameters in which people put keys, in lower case and without dashes. Query strings end up in logs, so a key
+found there is burnt."""
 
 
 async def get_resources(connection: HTTPConnection) -> Resources:
     """Return what the lifespan opened. Serves HTTP and WebSocket alike."""
     resources: Resources = connection.state.resources
     return resources
-
-
-async def get_settings(resources: Annotated[Resources, Depends(get_resources)]) -> Settings:
-    """Return the settings."""
-    return resources.settings
 
 
 async def get_generation(resources: Annotated[Resources, Depends(get_resources)]) -> GenerationService:
@@ -84,7 +97,7 @@ def header_credential(connection: HTTPConnection) -> str | None:
 def refuse_key_in_query(connection: HTTPConnection) -> None:
     """Raise ``Unauthenticated`` where a key may stand in the query string."""
     for name in connection.query_params:
-        if name.lower() in KEY_PARAMETERS:
+        if name.lower().replace("-", "").replace("_", "") in KEY_PARAMETERS:
             raise Unauthenticated(
                 f"a key in the query string ({name!r}) is refused, since addresses are logged: send it as "
                 "'Authorization: Bearer KEY', or get a single-use ticket from POST /tickets"
@@ -94,17 +107,41 @@ def refuse_key_in_query(connection: HTTPConnection) -> None:
 def refuse_foreign_page(connection: HTTPConnection, settings: Settings) -> None:
     """Raise ``PermissionDenied`` for a page of an origin that is neither ours nor listed.
 
-    CORS alone keeps such a page from reading an answer, not from asking, and does not cover WebSockets at all.
+    CORS alone keeps such a page from reading an answer, not from asking, and does not cover WebSockets at all. An image
+    or a script that such a page includes comes without an origin; browsers tell of it in ``Sec-Fetch-Site``.
     """
     origin = connection.headers.get("origin")
-    if origin is None or origin in settings.cors.origins or "*" in settings.cors.origins:
+    if origin is None:
+        foreign = connection.headers.get("sec-fetch-site") in ("cross-site", "same-site")
+    else:
+        foreign = (
+            origin not in settings.cors.origins
+            and "*" not in settings.cors.origins
+            and origin.partition("://")[2] != connection.headers.get("host")
+        )
+    if foreign:
+        page = "another site" if origin is None else f"the origin {origin!r}"
+        raise PermissionDenied(f"a page of {page} may not call this service: add its origin to cors.origins")
+
+
+def refuse_foreign_name(connection: HTTPConnection, settings: Settings) -> None:
+    """Raise ``PermissionDenied`` where this machine is called by a name that is not its own.
+
+    A name of an attacker's that resolves to the loopback address makes a page of theirs look like one of ours
+    (DNS rebinding).
+    """
+    try:
+        name = (urlsplit(f"//{connection.headers.get('host', '')}").hostname or "").lower()
+    except ValueError:
+        name = "?"
+    if name in ("", "localhost", settings.server.host) or name.endswith(".localhost") or is_loopback(name):
         return
-    if origin.partition("://")[2] != connection.headers.get("host"):
-        raise PermissionDenied(f"a page of the origin {origin!r} may not call this service: add it to cors.origins")
+    raise PermissionDenied(f"the name {name!r} is not this machine's own: call it as localhost, or set auth.keys")
 
 
 def _open_context(connection: HTTPConnection, resources: Resources) -> RequestContext:
     """Let everybody in where authentication is off, but for other sites' pages in the browser of whoever runs this."""
+    refuse_foreign_name(connection, resources.settings)
     refuse_foreign_page(connection, resources.settings)
     return _context(connection, principal=ANONYMOUS)
 

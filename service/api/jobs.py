@@ -8,9 +8,9 @@ from starlette.responses import Response
 from service.api.bodies import documented_body, read_body
 from service.api.deps import Context, Jobs
 from service.api.responses import CALLER, json_response, problems
-from service.api.schemas import AsyncGenerateBody, JobAccepted, JobFault, JobState, Prompt
+from service.api.schemas import AsyncGenerateBody, AsyncQuery, JobAccepted, JobFault, JobState
 from service.domain.job import Job, JobStatus
-from service.errors import JobNotFound
+from service.errors import InvalidRequest, JobNotFound
 
 router = APIRouter(tags=["jobs"])
 
@@ -35,12 +35,15 @@ NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": JobState, "descript
     responses=problems(*CALLER, 503),
     openapi_extra=documented_body(AsyncGenerateBody, required=False),
 )
-async def submit(
-    request: Request, jobs: Jobs, context: Context, prompt: Annotated[Prompt | None, Query()] = None
-) -> Response:
+async def submit(request: Request, jobs: Jobs, context: Context, query: Annotated[AsyncQuery, Query()]) -> Response:
     """Accept a prompt, in the body or as the query's `prompt`, and name the job that will answer it."""
-    if prompt is not None and not await request.body():
-        body = AsyncGenerateBody(prompt=prompt)
+    has_body = bool(await request.body())
+    if has_body and query.prompt is not None:
+        raise InvalidRequest.at("prompt", "stands in the query, and there is a body too: give one of them")
+    if not has_body and query.prompt is None:
+        raise InvalidRequest.at("prompt", "is missing: give it in a JSON body, or in the query", kind="missing")
+    if query.prompt is not None:
+        body = AsyncGenerateBody(prompt=query.prompt)
     else:
         body = await read_body(request, AsyncGenerateBody)
     job = await jobs.submit(body.to_request(), context)

@@ -65,6 +65,14 @@ class StreamQuery(BaseModel):
         return prompt_request(self.prompt, self.model, self.max_tokens, self.temperature)
 
 
+class AsyncQuery(BaseModel):
+    """A prompt in an address, for a job without a body."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: Prompt | None = Field(None, description="The prompt, where there is no body.")
+
+
 class ChatMessage(Body):
     """One turn."""
 

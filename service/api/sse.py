@@ -39,6 +39,7 @@ class TextFraming:
     """Frames a generation for our own streams; see :class:`service.api.streaming.Framing`."""
 
     def __init__(self, *, request_id: str, model: str) -> None:
+        """``model`` is named where the provider does not say which one answers."""
         self._request_id = request_id
         self._model = model
         self._finish_reason: FinishReason | None = None
@@ -48,6 +49,8 @@ class TextFraming:
         """Frame the text that came."""
         if chunk.usage is not None:
             self._usage = chunk.usage
+        if chunk.model is not None:
+            self._model = chunk.model
         self._finish_reason = chunk.finish_reason or self._finish_reason
         return text_event(chunk.text)
 

@@ -16,7 +16,7 @@ from service.domain.generation import (
 )
 from service.domain.principal import Principal, RequestContext
 from service.engine.catalogue import Mode, ModelCard, ModelCatalogue, ModelEntry, Route
-from service.errors import InternalError, ServiceError, UpstreamError
+from service.errors import UNSUPPORTED, InternalError, InvalidRequest, ServiceError, UpstreamError
 from service.providers.base import Provider
 from service.telemetry.metrics import Metrics
 
@@ -26,7 +26,8 @@ T = TypeVar("T")
 class GenerationService:
     """Answers with the first of a model's routes that can.
 
-    Another route is tried only as long as nothing of an answer was handed on.
+    Another route is tried where a provider fails, or cannot do what is asked, and only as long as nothing of an answer
+    was handed on.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class GenerationService:
     async def _first_that_can(
         self, entry: ModelEntry, call: Callable[[Provider, Route, Deadline], Awaitable[T]]
     ) -> tuple[T, Route]:
-        failure: UpstreamError | None = None
+        failure: ServiceError | None = None
         for route in entry.routes:
             deadline = Deadline.after(self._total_timeouts_s[route.provider], self._clock)
             try:
@@ -125,6 +126,12 @@ class GenerationService:
                 if not error.fallback:
                     raise
                 failure = self.last_failure = error
+            except InvalidRequest as error:
+                self._count(entry, route, error.code)
+                if not any(fault.type == UNSUPPORTED for fault in error.fields):
+                    raise
+                # An outage of the route before it says more about why there is no answer.
+                failure = failure or error
             except asyncio.CancelledError:
                 self._count(entry, route, "cancelled")
                 raise

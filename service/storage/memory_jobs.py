@@ -17,10 +17,16 @@ logger = logging.getLogger(__name__)
 
 RETRY_AFTER_FULL_S = 5.0
 """What a caller is told when the queue is full; a guess, since jobs' lengths are not known."""
+REMEMBERED_MIN = 1_000
+"""Finished jobs that are remembered however short the queue may be."""
 
 
 class MemoryJobQueue:
-    """Keeps jobs in memory and does at most ``concurrency`` of them at once, in the order of their coming."""
+    """Keeps jobs in memory and does at most ``concurrency`` of them at once, in the order of their coming.
+
+    At most ``queue_max`` jobs wait. As many finished ones are remembered, and ``REMEMBERED_MIN`` in any case; beyond
+    that the oldest are forgotten. A stop waits ``drain_s`` seconds for those that run.
+    """
 
     def __init__(
         self,
@@ -31,13 +37,16 @@ class MemoryJobQueue:
         result_ttl_s: float,
         metrics: Metrics,
         clock: Clock,
+        drain_s: float,
     ) -> None:
         self._run = run
         self._concurrency = concurrency
         self._queue_max = queue_max
+        self._remembered_max = max(queue_max, REMEMBERED_MIN)
         self._result_ttl_s = result_ttl_s
         self._metrics = metrics
         self._clock = clock
+        self._drain_s = drain_s
         self._jobs: dict[str, Job] = {}
         self._waiting: deque[str] = deque()
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -45,15 +54,21 @@ class MemoryJobQueue:
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator["MemoryJobQueue"]:
-        """Give the queue; on leaving, end the jobs that still run."""
+        """Give the queue; on leaving, let the jobs that run end, for a bounded time, and drop those that wait."""
         try:
             yield self
         finally:
+            lost = len(self._waiting)
             self._waiting.clear()
             running = list(self._running.values())
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            if running:
+                _, unfinished = await asyncio.wait(running, timeout=self._drain_s)
+                lost += len(unfinished)
+                for task in unfinished:
+                    task.cancel()
+                await asyncio.gather(*unfinished, return_exceptions=True)
+            if lost:
+                logger.warning("jobs are lost with this process, which kept them in memory", extra={"jobs": lost})
 
     async def submit(self, job: Job) -> None:
         """See :class:`service.engine.jobs.JobQueue`."""
@@ -110,7 +125,8 @@ class MemoryJobQueue:
             defect = JobError("internal_error", "the job failed by a defect of the service", retryable=False)
             self._finish(replace(job, status=JobStatus.FAILED, error=defect))
         else:
-            self._finish(replace(job, status=JobStatus.COMPLETE, completion=completion))
+            # Nobody asks for the provider's own bytes again, and they are most of what a job weighs.
+            self._finish(replace(job, status=JobStatus.COMPLETE, completion=replace(completion, raw=b"")))
 
     def _give_place_back(self, task: asyncio.Task[None]) -> None:
         del self._running[task.get_name()]
@@ -126,5 +142,5 @@ class MemoryJobQueue:
 
     def _forget_old(self) -> None:
         horizon = self._clock.wall() - self._result_ttl_s
-        while self._finished and self._finished[0][0] < horizon:
+        while self._finished and (self._finished[0][0] < horizon or len(self._finished) > self._remembered_max):
             del self._jobs[self._finished.popleft()[1]]

@@ -20,6 +20,30 @@ async def test_a_foreign_page_is_refused_where_authentication_is_off() -> None:
         assert not api.provider.calls
 
 
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+async def test_what_a_foreign_page_includes_is_refused_though_it_has_no_origin(site: str) -> None:
+    async with fake_app() as api:
+        answer = await api.client.get("/stream", params={"prompt": "x"}, headers={"sec-fetch-site": site})
+        assert answer.status_code == 403
+        assert not api.provider.calls
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "[::", "127.0.0.1.evil.example"])
+async def test_a_name_that_an_attacker_points_at_this_machine_is_refused(host: str) -> None:
+    async with fake_app() as api:
+        headers = {"host": host, "origin": f"http://{host}"}
+        answer = await api.client.post("/generate", json={"prompt": "x"}, headers=headers)
+        assert answer.status_code == 403
+        assert "auth.keys" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1", "[::1]:8000", "app.localhost"])
+async def test_this_machines_own_names_are_let_in(host: str) -> None:
+    async with fake_app() as api:
+        answer = await api.client.post("/generate", json={"prompt": "x"}, headers={"host": host})
+        assert answer.status_code == 200
+
+
 async def test_our_own_page_and_programs_are_let_in() -> None:
     async with fake_app() as api:
         own = {"origin": str(api.client.base_url).rstrip("/")}

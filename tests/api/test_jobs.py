@@ -67,18 +67,12 @@ async def test_a_prompt_in_the_query_needs_no_body(api: FakeApp) -> None:
     assert (request.messages[0].text, request.model, request.max_tokens) == ("Hi there", "gpt-4o", 2_048)
 
 
-async def test_a_body_wins_over_the_query(api: FakeApp) -> None:
-    body = {"prompt": "body", "model": "gpt-4o-mini"}
-    assert (await api.client.post("/generate/async", params={"prompt": "query"}, json=body)).status_code == 202
-    request = (await api.provider.call()).request
-    assert isinstance(request, GenerationRequest)
-    assert (request.messages[0].text, request.model) == ("body", "gpt-4o-mini")
-
-
 @pytest.mark.parametrize(
     ("request_", "field"),
     [
-        ({}, "body"),
+        ({}, "prompt"),
+        ({"params": {"foo": "1"}}, "foo"),
+        ({"params": {"prompt": "query"}, "json": {"prompt": "body"}}, "prompt"),
         ({"params": {"prompt": ""}}, "prompt"),
         ({"params": {"prompt": "x" * 4_001}}, "prompt"),
         ({"json": {}}, "prompt"),

@@ -62,7 +62,7 @@ async def api() -> AsyncIterator[Api]:
         )
         transport = httpx.ASGITransport(app=manager.app)
         headers = {"authorization": f"Bearer {CALLER_KEY}"}
-        async with httpx.AsyncClient(transport=transport, base_url="http://api.test", headers=headers) as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers) as client:
             yield Api(client, provider)
 
 

@@ -154,6 +154,8 @@ def clients() -> Iterator[Clients]:
 
 
 @pytest.mark.timeout(600)
+# The service's own thread uses `random` (for the pings of its sockets) while texts are drawn here.
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
 @settings(
     max_examples=EXAMPLES,
     deadline=None,

@@ -22,7 +22,7 @@ def test_codes_are_unique_but_for_the_root() -> None:
 
 
 def test_every_code_is_documented_with_its_status() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| (\d+) \| (yes|no) \|", DOCS.read_text(), re.MULTILINE)
+    rows = re.findall(r'^\| <a id="\w+"></a>`(\w+)` \| (\d+) \| (yes|no) \|', DOCS.read_text(), re.MULTILINE)
     documented = {code: (int(status), retryable == "yes") for code, status, retryable in rows}
     assert documented == {error.code: (error.status, error.retryable) for error in _classes()}
 

@@ -47,7 +47,7 @@ def _imported(tree: ast.Module) -> set[str]:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("service."):
             found.add(node.module.removeprefix("service."))
         elif isinstance(node, ast.ImportFrom) and node.module == "service":
-            found.update(alias.name for alias in node.names if (SERVICE / alias.name).exists())
+            found.update(alias.name for alias in node.names if _is_room(alias.name))
         elif isinstance(node, ast.Import):
             found.update(
                 alias.name.removeprefix("service.") for alias in node.names if alias.name.startswith("service.")
@@ -68,6 +68,29 @@ def test_imports_follow_the_arrows(path: Path) -> None:
         if _room(module) != room and _room(module) not in allowed and module not in allowed
     }
     assert not wrong, f"{room} may not import {sorted(wrong)}"
+
+
+def _is_room(name: str) -> bool:
+    return (SERVICE / name).is_dir() or (SERVICE / f"{name}.py").is_file()
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("from service import wiring, __version__", {"wiring"}),
+        ("from service import domain", {"domain"}),
+        ("from service.api.ws import router", {"api.ws"}),
+        ("import service.app", {"app"}),
+    ],
+)
+def test_every_form_of_import_is_seen(line: str, found: set[str]) -> None:
+    assert _imported(ast.parse(line)) == found
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_are_absolute(path: Path) -> None:
+    nodes = ast.walk(ast.parse(path.read_text()))
+    assert not [node.lineno for node in nodes if isinstance(node, ast.ImportFrom) and node.level]
 
 
 @pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(ROOT)))

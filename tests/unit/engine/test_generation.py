@@ -44,6 +44,7 @@ from tests.support.fake_app import soon
 REQUEST = GenerationRequest(model="m", messages=(Message.of_text("user", "Hi"),))
 CONTEXT = RequestContext(request_id="r", principal=ANONYMOUS)
 ROLE = Chunk(raw=b"role ", deltas=(Delta(),), response_id="r1", model="up")
+UNSUPPORTED_BY_IT = InvalidRequest.at("n", "the provider of this model gives one answer only", kind="unsupported")
 FALLING_BACK = [
     UpstreamThrottled("x"),
     UpstreamUnavailable("x"),
@@ -162,6 +163,29 @@ async def test_the_last_failure_is_raised_when_no_route_can(bench: Bench, ask: A
     with pytest.raises(UpstreamThrottled, match="second"):
         await ask(bench)
     assert bench.service.last_success_at is None
+
+
+@both
+async def test_what_one_provider_cannot_do_goes_to_the_next(bench: Bench, ask: Ask) -> None:
+    bench.first.script = Script(before=UNSUPPORTED_BY_IT)
+    assert (await ask(bench))[0] == "Hello, world"
+    assert bench.outcomes() == {("first", "invalid_request"): 1, ("second", "ok"): 1}
+
+
+@both
+async def test_what_no_provider_can_do_is_the_callers_mistake(bench: Bench, ask: Ask) -> None:
+    bench.first.script = bench.second.script = Script(before=UNSUPPORTED_BY_IT)
+    with pytest.raises(InvalidRequest, match="one answer"):
+        await ask(bench)
+
+
+@both
+@pytest.mark.parametrize("down", ["first", "second"])
+async def test_an_outage_says_more_than_what_the_other_provider_cannot_do(bench: Bench, ask: Ask, down: str) -> None:
+    outage, unable = Script(before=UpstreamUnavailable("gone")), Script(before=UNSUPPORTED_BY_IT)
+    bench.first.script, bench.second.script = (outage, unable) if down == "first" else (unable, outage)
+    with pytest.raises(UpstreamUnavailable):
+        await ask(bench)
 
 
 @both

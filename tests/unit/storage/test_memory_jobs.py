@@ -14,6 +14,7 @@ from service.domain.generation import Choice, Completion, FinishReason, Generati
 from service.domain.job import Job, JobStatus
 from service.domain.principal import ANONYMOUS
 from service.errors import Overloaded, UpstreamThrottled
+from service.storage import memory_jobs
 from service.storage.memory_jobs import MemoryJobQueue
 from service.telemetry.metrics import Metrics
 from tests.support.fake_app import DEADLINE_S, until
@@ -55,13 +56,14 @@ class Bench:
 
     @asynccontextmanager
     async def queue(
-        self, *, concurrency: int = 1, queue_max: int = 2, result_ttl_s: float = 60.0
+        self, *, concurrency: int = 1, queue_max: int = 2, result_ttl_s: float = 60.0, drain_s: float = 0.0
     ) -> AsyncIterator[MemoryJobQueue]:
         queue = MemoryJobQueue(
             self.run,
             concurrency=concurrency,
             queue_max=queue_max,
             result_ttl_s=result_ttl_s,
+            drain_s=drain_s,
             metrics=self.metrics,
             clock=self.clock,
         )
@@ -109,7 +111,7 @@ async def test_jobs_are_done_in_the_order_of_their_coming_and_no_more_at_once_th
         for job_id in ids:
             if not bench.outcome(job_id).done():
                 bench.outcome(job_id).set_result(DONE)
-        assert (await ended(queue, ids[3])).completion is DONE
+        assert (await ended(queue, ids[3])).completion == DONE
         assert bench.begun == ids
     assert bench.finished("complete") == 4
 
@@ -269,3 +271,34 @@ async def test_closing_ends_what_runs_and_begins_nothing_more(bench: Bench) -> N
     assert all(task.done() for task in tasks)
     assert sorted(bench.cancelled) == ids[:2]
     assert bench.begun == ids[:2]
+
+
+async def test_a_stop_waits_for_the_jobs_that_run(bench: Bench) -> None:
+    job = bench.job()
+    async with bench.queue(drain_s=60.0) as queue:
+        await queue.submit(job)
+        asyncio.get_running_loop().call_soon(bench.outcome(job.id).set_result, DONE)
+    finished = await queue.get(job.id)
+    assert finished is not None
+    assert finished.status is JobStatus.COMPLETE
+
+
+async def test_a_stop_says_how_many_jobs_are_lost(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    async with bench.queue() as queue:
+        for _ in range(3):
+            await queue.submit(bench.job())
+        await asyncio.sleep(0)
+    assert [vars(record)["jobs"] for record in caplog.records if "lost" in record.message] == [3]
+
+
+async def test_the_oldest_finished_jobs_are_forgotten_beyond_the_bound(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_jobs, "REMEMBERED_MIN", 1)
+    async with bench.queue(queue_max=2) as queue:
+        jobs = [bench.job() for _ in range(3)]
+        for job in jobs:
+            bench.outcome(job.id).set_result(DONE)
+            await queue.submit(job)
+            await ended(queue, job.id)
+        assert [await queue.get(job.id) is None for job in jobs] == [True, False, False]
