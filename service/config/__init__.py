@@ -4,7 +4,7 @@ Sources, strongest first: command line, environment (``LLM_API_`` and ``__`` bet
 ``LLM_API_CONFIG``, the vendors' conventional names (``OPENAI_API_KEY`` and the like), defaults.
 """
 
-from service.config.keys import digest_of, read_keys_file
+from service.config.keys import digest_of, fits_a_header, read_keys_file
 from service.config.printing import effective_yaml, json_schema, reference_table
 from service.config.problems import ConfigError, Problem
 from service.config.profiles import Installed, is_loopback, unenforced, with_profile_defaults
@@ -56,6 +56,7 @@ __all__ = [
     "TimeoutSettings",
     "digest_of",
     "effective_yaml",
+    "fits_a_header",
     "is_loopback",
     "json_schema",
     "load_settings",

@@ -1,10 +1,11 @@
-"""What the settings must be to each other; each alone is right by then."""
+"""What the settings must be to each other and to this machine; each alone is right by then."""
 
+import os
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from service.config.keys import digest_of, read_keys_file
+from service.config.keys import digest_of, fits_a_header, read_keys_file
 from service.config.problems import Problem, shown
 from service.config.profiles import Installed, is_loopback
 from service.config.sections import Profile, ProviderKind, ProviderSettings, Settings
@@ -21,6 +22,7 @@ def problems_between(settings: Settings, installed: Installed) -> list[Problem]:
         *_in_providers(settings, installed),
         *_in_models(settings),
         *_in_auth(settings),
+        *_in_embedded(settings),
     ]
 
 
@@ -57,7 +59,16 @@ def _in_providers(settings: Settings, installed: Installed) -> Iterator[Problem]
             conventional = f" (or {provider.kind.upper()}_API_KEY)" if name == provider.kind.value else ""
             yield Problem(f"{place}.keys", "nothing", f"at least one key, or key_files{conventional}")
         for number, path in enumerate(provider.key_files):
-            yield from _in_file(f"{place}.key_files.{number}", path, "a readable file with one key in it")
+            yield from _in_key_file(f"{place}.key_files.{number}", path)
+
+
+def _in_key_file(setting: str, path: Path) -> Iterator[Problem]:
+    takes = "a readable file with one key of visible ASCII characters in it"
+    unusable = list(_in_file(setting, path, takes))
+    yield from unusable
+    # Blanks and line ends around it are no part of the key.
+    if not unusable and not fits_a_header(path.read_text("utf-8").strip()):
+        yield Problem(setting, f"{shown(str(path))}, in which something else stands", takes)
 
 
 def _needs_a_key(provider: ProviderSettings) -> bool:
@@ -85,7 +96,9 @@ def _in_models(settings: Settings) -> Iterator[Problem]:
 def _in_auth(settings: Settings) -> Iterator[Problem]:
     auth = settings.auth
     host = settings.server.host
-    if auth.enabled is False and not is_loopback(host):
+    if auth.enabled is False and settings.profile is Profile.PRODUCTION:
+        yield Problem("auth.enabled", "false in production", "true with at least one key in auth.keys")
+    elif auth.enabled is False and not is_loopback(host):
         yield Problem(
             "auth.enabled",
             f"false while server.host is {shown(host)}, which others can reach",
@@ -113,6 +126,23 @@ def _in_keys_file(path: Path) -> Iterator[Problem]:
         read_keys_file(path)
     except ValueError as error:
         yield Problem("auth.keys_file", f"{shown(str(path))}, in which something else stands", str(error))
+
+
+def _in_embedded(settings: Settings) -> Iterator[Problem]:
+    folder = settings.embedded.cache_dir
+    if folder is None:
+        return
+    # It is made when it is needed, below the nearest folder that is there.
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    got = None
+    if not nearest.is_dir():
+        got = (
+            "is no folder" if nearest == folder.absolute() else f"lies below {shown(str(nearest))}, which is no folder"
+        )
+    elif not os.access(nearest, os.W_OK | os.X_OK):
+        got = "cannot be written"
+    if got:
+        yield Problem("embedded.cache_dir", f"{shown(str(folder))}, which {got}", "a folder that can be written")
 
 
 def _in_file(setting: str, path: Path, takes: str) -> Iterator[Problem]:

@@ -69,13 +69,16 @@ def read_keys(text: str) -> list[tuple[str, str]]:
 def read_keys_file(path: Path) -> list[tuple[str, bytes]]:
     """Read a file of callers' keys into names and digests.
 
-    Raises ``OSError``, or ``ValueError`` with what would be right; never with what stands in the file.
+    Raises ``OSError``, or ``ValueError`` with what would be right; never with what stands in the file. A file without
+    any entry is an error: somebody may be writing it, and nobody could call.
     """
     try:
         pairs = read_keys(path.read_text("utf-8"))
     except UnicodeDecodeError:
         # A ValueError of its own, whose message quotes what was read.
         raise ValueError("text in UTF-8") from None
+    if not pairs:
+        raise ValueError("a line name:key or name:sha256:<64 hex digits> for at least one key")
     return [(name, digest_of(checked_key(key))) for name, key in pairs]
 
 

@@ -100,7 +100,7 @@ def missing_in_production(tree: Mapping[str, Any]) -> list[Problem]:
     if not isinstance(auth, Mapping | None):
         return problems
     auth = auth or {}
-    if not auth.get("keys") and not auth.get("keys_file") and str(auth.get("enabled")).lower() not in _FALSE:
+    if not auth.get("keys") and not auth.get("keys_file"):
         problems.append(Problem("auth.keys", "nothing", "at least one key; `llm-api keys new NAME` makes one"))
     return problems
 
@@ -122,10 +122,6 @@ def unenforced(settings: Settings) -> list[str]:
     found += _given("auth.default_limits", settings.auth.default_limits)
     found += _given("auth.user_limits", settings.auth.user_limits)
     return found
-
-
-_FALSE = ("false", "0", "no", "off", "n", "f")
-"""What Pydantic reads as false."""
 
 
 def _default_models(providers: Mapping[str, ProviderSettings], *, development: bool) -> dict[str, ModelSettings]:

@@ -1,6 +1,7 @@
-"""All settings, in sections: what can be set, its range and its default; reads nothing."""
+"""All settings, in sections: what can be set, its range, its default; reads only certificates that an address names."""
 
 import datetime as dt
+import ipaddress
 import re
 from decimal import Decimal
 from enum import StrEnum
@@ -20,6 +21,7 @@ from pydantic import (
 )
 
 from service.config.keys import checked_key, fits_a_header, keys_by_name
+from service.config.store_address import checked_store_address
 
 
 class Section(BaseModel):
@@ -47,7 +49,8 @@ def split_list(value: Any) -> Any:
 
 
 _ORIGIN = re.compile(r"https?://(\[[0-9a-f:]+\]|[a-z0-9.-]+)(:\d{1,5})?")
-_STORE_SCHEMES = ("redis://", "rediss://", "unix://")
+_HOST_NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*\.?")
+"""RFC 1123 §2.1, and the underscore that names of containers have."""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}$")]
@@ -79,6 +82,19 @@ class ServerSettings(Section):
     playground: bool | None = None
     """Whether ``/`` serves the playground; by default in development only."""
 
+    @field_validator("host", "metrics_host")
+    @classmethod
+    def _can_be_an_address(cls, host: str | None) -> str | None:
+        if host is None:
+            return None
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            # Of digits and dots only, it was meant as an address.
+            if not _HOST_NAME.fullmatch(host) or not host.strip("0123456789."):
+                raise ValueError("an IP address, or the name of a host, of this machine") from None
+        return host
+
 
 class CorsSettings(Section):
     """Which other origins' pages may call us from a browser."""
@@ -100,16 +116,15 @@ class RedisSettings(Section):
     """The shared store: Redis 6.2 or newer, or Valkey."""
 
     url: SecretStr | None = None
-    """``redis://``, ``rediss://`` or ``unix://``; without it development starts its own, or keeps all in memory."""
+    """``redis://``, ``rediss://`` or ``unix://``; without it development starts its own, or keeps all in memory. Its
+    query may set ``client_name``, ``db``, ``socket_keepalive``, and with ``rediss://`` the library's ``ssl_…``."""
     timeout_s: Seconds = 0.05
-    """For each command; what takes longer is treated as an outage."""
+    """For each command; what takes longer is treated as an outage. A new connection may take 5 times as long."""
 
     @field_validator("url")
     @classmethod
-    def _is_known(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is not None and not url.get_secret_value().startswith(_STORE_SCHEMES):
-            raise ValueError("an address that starts with redis://, rediss:// or unix://")
-        return url
+    def _can_be_used(cls, url: SecretStr | None) -> SecretStr | None:
+        return None if url is None else SecretStr(checked_store_address(url.get_secret_value()))
 
 
 class LimitSettings(Section):
@@ -135,7 +150,8 @@ class TimeoutSettings(Section):
     connect: Seconds = 5.0
     """Until the connection stands, TLS included."""
     first_token: Seconds = 30.0
-    """From the request to the first piece of an answer; also to the whole of a plain one's first byte."""
+    """From the request to the first piece of a stream. A plain call is bounded by ``total`` alone, since a provider
+    sends nothing of a plain answer before all of it is there."""
     between_tokens: Seconds = 30.0
     """Between two pieces of a stream."""
     total: Seconds = 600.0
@@ -271,7 +287,7 @@ class AuthSettings(Section):
     """Who may call."""
 
     enabled: bool | None = None
-    """By default on in production, on every address but loopback, and wherever keys are configured."""
+    """On in production, and by default on every address but loopback and wherever keys are configured."""
     keys: Annotated[
         dict[Name, KeySettings],
         BeforeValidator(keys_by_name, json_schema_input_type=dict[Name, KeySettings | SecretStr] | SecretStr),
@@ -318,9 +334,12 @@ class JobSettings(Section):
     concurrency: Count = 8
     """Jobs that run at once in this process."""
     queue_max: Count = 10_000
-    """Jobs that may wait; one more is refused with 503."""
+    """Jobs that may wait; one more is refused with 503. As many finished jobs are remembered; beyond that the oldest
+    are forgotten."""
     result_ttl_s: Seconds = 86_400.0
     """How long a finished job can be asked for."""
+    drain_s: Seconds = 30.0
+    """How long a stop waits for the jobs that run; what runs longer, or waits, is lost with the process."""
 
 
 class EmbeddedSettings(Section):
@@ -331,7 +350,7 @@ class EmbeddedSettings(Section):
     store: bool = True
     """Whether to start the embedded Valkey when no ``redis.url`` is given and the extra ``local`` is installed."""
     threads: int | None = Field(None, ge=1)
-    """Threads of the embedded model; one for each core when left out."""
+    """Threads of the embedded model; half as many as there are cores, 1 to 4, when left out."""
 
 
 class Settings(Section):

@@ -24,6 +24,9 @@ let history = [];
 /** @type {{turn: Turn, controller: AbortController} | null} */
 let running = null;
 
+/** @type {string | null} what the reader, and not the page, has chosen in the list of models: it outlives a new list. */
+let pickedModel = null;
+
 /** @type {{call: object, singlePrompt: boolean} | null} what the code dialog shows */
 let shownCall = null;
 
@@ -206,7 +209,6 @@ function openCode(call, singlePrompt) {
 }
 
 function fillModels(names) {
-  const chosen = $("model").value;
   $("model").replaceChildren(...names.filter((name) => !name.includes("*")).map((name) => new Option(name, name)));
   // A configured pattern such as "team/*" takes any name that fits it, so the name is the caller's to write.
   for (const pattern of names.filter((name) => name.includes("*"))) {
@@ -215,15 +217,20 @@ function fillModels(names) {
     $("model").append(option);
   }
   $("model").append(new Option("Other name…", OTHER));
-  if ([...$("model").options].some((option) => option.value === chosen)) $("model").value = chosen;
+  const picked = [...$("model").options].find((option) => option.text === pickedModel);
+  if (picked) picked.selected = true;
   showModelName();
+}
+
+function rememberModel() {
+  pickedModel = $("model").selectedOptions[0].text;
 }
 
 function showModelName() {
   const other = $("model").value === OTHER;
   $("model-name").hidden = !other;
   const prefill = $("model").selectedOptions[0]?.dataset.prefill;
-  if (other && prefill) $("model-name").value = prefill;
+  if (other && prefill && !$("model-name").value.includes(prefill)) $("model-name").value = prefill;
 }
 
 async function loadModels() {
@@ -290,9 +297,11 @@ $("suggestions").addEventListener("click", (event) => {
 });
 $("settings-form").addEventListener("submit", (event) => event.preventDefault());
 $("model").addEventListener("change", () => {
+  rememberModel();
   showModelName();
   if (!$("model-name").hidden) $("model-name").focus();
 });
+$("model-name").addEventListener("input", rememberModel);
 $("key").addEventListener("change", () => {
   stored("sessionStorage", KEY_STORE, $("key").value);
   // The open socket was let in with the former key.

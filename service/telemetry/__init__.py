@@ -1,1 +1,1 @@
-"""What the service tells its operators: metrics and logs."""
+"""What the service tells its operators: metrics."""

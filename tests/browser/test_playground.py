@@ -15,6 +15,8 @@ import pytest
 from playwright.async_api import Route, WebSocketRoute, expect
 
 from tests.browser.playground_page import Opener, Playground, Site, Transport
+from tests.conftest import CALLER_KEY
+from tests.support.live import LiveService
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
@@ -444,6 +446,50 @@ async def test_missing_list_of_models_is_said(playground: Playground) -> None:
     await playground.page.reload()
 
     await expect(playground.page.locator("#model-problem")).to_contain_text("401 No key was given.")
+
+
+async def enter_key(playground: Playground, key: str) -> None:
+    """Enter a key and wait for the list of models that it brings, or the refusal."""
+    async with playground.page.expect_response("**/v1/models"):
+        await playground.page.fill("#key", key)
+        await playground.page.press("#key", "Tab")
+
+
+async def test_key_that_is_entered_brings_a_model_to_ask(open_playground: Opener, keyed_service: LiveService) -> None:
+    async with open_playground(url=keyed_service.base_url) as playground:
+        await expect(playground.page.locator("#model-problem")).to_contain_text("401")
+        await expect(playground.page.locator("#model-name")).to_be_visible()
+        await enter_key(playground, CALLER_KEY)
+
+        await expect(playground.page.locator("#model-problem")).to_be_hidden()
+        await expect(playground.page.locator("#model-name")).to_be_hidden()
+        assert await playground.ask("echo:let in") == "let in"
+
+
+async def test_name_that_was_written_before_the_key_is_kept(
+    open_playground: Opener, keyed_service: LiveService
+) -> None:
+    async with open_playground(url=keyed_service.base_url) as playground:
+        await playground.page.fill("#model-name", "a-name-of-mine")
+        await enter_key(playground, CALLER_KEY)
+
+        await expect(playground.page.locator("#model option")).not_to_have_count(1)
+        await expect(playground.page.locator("#model-name")).to_be_visible()
+        await expect(playground.page.locator("#model-name")).to_have_value("a-name-of-mine")
+
+
+async def test_chosen_model_outlives_a_mistyped_key(open_playground: Opener, keyed_service: LiveService) -> None:
+    async with open_playground(url=keyed_service.base_url) as playground:
+        await enter_key(playground, CALLER_KEY)
+        names = playground.page.locator("#model option")
+        await expect(names).not_to_have_count(1)
+        chosen = await names.nth(1).text_content() or ""
+        await playground.page.select_option("#model", label=chosen)
+        await enter_key(playground, "mistyped-0123456789")
+        await expect(names).to_have_count(1)
+        await enter_key(playground, CALLER_KEY)
+
+        await expect(playground.page.locator("#model")).to_have_value(chosen)
 
 
 PICTURE_PROMPTS = ("What is the capital of France?", "Name the planets of the solar system.")

@@ -18,6 +18,7 @@ from service.config import EmbeddedSettings
 from service.errors import StoreUnavailable
 from service.storage import embedded
 from service.storage.embedded import open_embedded_store, open_embedded_valkey, server_binary, user_cache_dir
+from tests.support.redis_server import eventually
 
 pytestmark = pytest.mark.skipif(server_binary() is None, reason="the extra `local` is not installed")
 
@@ -114,7 +115,7 @@ def test_store_of_a_killed_owner_is_taken_over_with_its_data(tmp_path: Path, own
 
 def test_server_left_behind_by_a_killed_owner_is_ended_and_replaced(tmp_path: Path) -> None:
     # As where the kernel does not tell a child of its parent's end.
-    with holding(tmp_path, before="embedded._end_with_parent = lambda: None") as owner:
+    with holding(tmp_path, before="embedded._ending_with_parent = list") as owner:
         first = address_from(owner)
         with closing(client(first)) as store:
             store.set("kept", "yes")
@@ -148,8 +149,12 @@ def test_folder_with_odd_characters_works(tmp_path: Path) -> None:
 
 def test_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreUnavailable, match="cannot use its folder"), open_embedded_valkey(tmp_path / "file"):
+    with pytest.raises(StoreUnavailable) as caught, open_embedded_valkey(tmp_path / "file"):
         pass
+    assert str(caught.value) == (
+        f"the embedded store cannot use its folder: embedded.cache_dir (LLM_API_EMBEDDED__CACHE_DIR): "
+        f"got '{tmp_path}/file' (Not a directory); takes a folder that this user can write"
+    )
 
 
 def test_server_that_does_not_start_is_named_with_its_reason(tmp_path: Path) -> None:
@@ -157,6 +162,44 @@ def test_server_that_does_not_start_is_named_with_its_reason(tmp_path: Path) -> 
     (tmp_path / "store" / "appendonlydir" / "appendonly.aof.manifest").write_text("broken")
     with pytest.raises(StoreUnavailable, match="did not start"), open_embedded_valkey(tmp_path):
         pass
+
+
+def test_killed_server_is_started_again_at_the_same_address_with_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(embedded, "FIRST_BACKOFF_S", 0.01)
+    with open_embedded_valkey(tmp_path) as url:
+        first = kill_server(url)
+        assert eventually(lambda: listens(path_of(url)) and process_of(url) != first)
+        with closing(client(url)) as store:
+            assert store.get("kept") == b"yes"
+    assert not listens(path_of(url))
+    assert caplog.messages == ["the embedded store ended with status -9 and is started again"]
+
+
+def test_server_that_does_not_start_again_is_tried_until_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(embedded, "FIRST_BACKOFF_S", 0.01)
+    monkeypatch.setattr(embedded, "MAX_BACKOFF_S", 0.01)
+    with open_embedded_valkey(tmp_path) as url:
+        manifest = next((tmp_path / "store" / "appendonlydir").glob("*.manifest"))
+        content = manifest.read_bytes()
+        manifest.write_bytes(b"broken")
+        kill_server(url)
+        assert eventually(lambda: any("did not start" in message for message in caplog.messages))
+        manifest.write_bytes(content)
+        assert eventually(lambda: listens(path_of(url)))
+
+
+def test_store_closes_at_once_while_its_server_waits_to_be_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(embedded, "FIRST_BACKOFF_S", 3_600)
+    with open_embedded_valkey(tmp_path) as url:
+        kill_server(url)
+        assert eventually(lambda: caplog.messages != [])
+    assert not listens(path_of(url))
 
 
 async def test_lifespan_form_gives_the_same_and_stops_it(tmp_path: Path) -> None:
@@ -169,6 +212,21 @@ async def test_lifespan_form_gives_the_same_and_stops_it(tmp_path: Path) -> None
 def test_cache_folder_follows_the_convention() -> None:
     assert user_cache_dir({"XDG_CACHE_HOME": "/somewhere"}) == Path("/somewhere/llm-api")
     assert user_cache_dir({}) == Path.home() / ".cache" / "llm-api"
+
+
+def process_of(url: str) -> int:
+    with closing(client(url)) as store:
+        return int(store.info()["process_id"])
+
+
+def kill_server(url: str) -> int:
+    """Kill it when it has something on its disk; give its process id."""
+    with closing(client(url)) as store:
+        store.set("kept", "yes")
+        assert store.waitaof(1, 0, 5_000) == [1, 0]
+        process = int(store.info()["process_id"])
+    os.kill(process, signal.SIGKILL)
+    return process
 
 
 def listens(path: Path) -> bool:

@@ -16,7 +16,7 @@ ALLOWED: dict[str, set[str]] = {
     "domain": {"errors"},
     "telemetry": EDGE,
     "providers": EDGE | {"telemetry"},
-    "storage": EDGE | {"telemetry", "auth.base"},
+    "storage": EDGE | {"telemetry"},
     "auth": EDGE | {"telemetry"},
     "engine": ENGINE,
     "resources": EDGE | {"engine", "auth", "telemetry"},

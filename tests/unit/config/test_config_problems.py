@@ -1,11 +1,12 @@
 """What is said about settings that cannot be used."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from service.config import ConfigError, Installed, Problem, load_settings
+from service.config import ConfigError, Installed, Problem, load_settings, read_keys_file
 
 ALL = Installed(embedded_model=True, embedded_store=True)
 NOTHING = Installed(embedded_model=False, embedded_store=False)
@@ -72,6 +73,16 @@ BROKEN = [
     ),
     ({"LLM_API_MODELS": '{"m": {"routes": []}}'}, "models.m.routes", "a list of 0", "at least 1 item"),
     ({"LLM_API_REDIS__URL": "http://store"}, "redis.url", "not shown", "redis://, rediss:// or unix://"),
+    ({"LLM_API_REDIS__URL": "redis://h:notaport"}, "redis.url", "not shown", "REDIS_URL) that has a host, and a port"),
+    ({"LLM_API_SERVER__HOST": "not a host"}, "server.host", "'not a host'", "an IP address, or the name of a host"),
+    ({"LLM_API_SERVER__METRICS_HOST": "300.1.1.1"}, "server.metrics_host", "'300.1.1.1'", "an IP address"),
+    ({"LLM_API_EMBEDDED__CACHE_DIR": __file__}, "embedded.cache_dir", "which is no folder", "that can be written"),
+    (
+        {"LLM_API_EMBEDDED__CACHE_DIR": f"{__file__}/below"},
+        "embedded.cache_dir",
+        "test_config_problems.py', which is no folder",
+        "that can be written",
+    ),
     ({"LLM_API_REDIS__TIMEOUT_S": "0"}, "redis.timeout_s", "'0'", "greater than 0"),
     ({"LLM_API_SERVER__METRICS_PORT": "8000"}, "server.metrics_port", "the same as server.port", "another port"),
     ({"LLM_API_CONFIG": "/absent.yaml"}, "LLM_API_CONFIG", "'/absent.yaml' (No such file", "a YAML file"),
@@ -137,3 +148,65 @@ def test_file_of_keys_is_checked_without_quoting_it(tmp_path: Path) -> None:
     assert problem.setting == "auth.keys_file"
     assert "entry 2" in problem.takes
     assert "no-name-here" not in str(problem)
+
+
+@pytest.mark.parametrize("content", ["# ours\n", "\n ,\n"])
+def test_file_of_keys_without_any_key_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "keys"
+    path.write_text(content)
+    problem = the_problem({"LLM_API_AUTH__KEYS_FILE": str(path)})
+    assert problem.setting == "auth.keys_file"
+    assert "for at least one key" in problem.takes
+
+
+@pytest.mark.parametrize("content", ["", "\n", "# ours\n"])
+def test_file_of_keys_that_was_emptied_is_an_error_for_who_reads_it_again(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "keys"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="for at least one key"):
+        read_keys_file(path)
+
+
+@pytest.mark.parametrize("content", ["sk-one\nsk-two\n", "sk-\x00one", "sk one", "sk-\u00e9"])
+def test_provider_key_file_that_fits_no_header_is_refused_without_quoting_it(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "key"
+    path.write_text(content, "utf-8")
+    problem = the_problem({"LLM_API_PROVIDERS__V__KIND": "openai", "LLM_API_PROVIDERS__V__KEY_FILES": str(path)})
+    assert problem.setting == "providers.v.key_files.0"
+    assert "one key of visible ASCII characters" in problem.takes
+    assert "sk" not in str(problem).replace(str(path), "")
+
+
+def test_provider_key_file_may_end_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.write_text("sk-one\r\n")
+    environ = {"LLM_API_PROVIDERS__V__KIND": "openai", "LLM_API_PROVIDERS__V__KEY_FILES": str(path)}
+    assert load_settings({}, environ, installed=ALL).providers["v"].key_files == (path,)
+
+
+def test_cache_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # To root everything is writable.
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)
+    problem = the_problem({"LLM_API_EMBEDDED__CACHE_DIR": str(tmp_path / "new" / "deep")})
+    assert problem.setting == "embedded.cache_dir"
+    assert "which cannot be written" in problem.got
+
+
+def test_cache_folder_need_not_be_there_yet(tmp_path: Path) -> None:
+    settings = load_settings({}, {"LLM_API_EMBEDDED__CACHE_DIR": str(tmp_path / "new")}, installed=ALL)
+    assert settings.embedded.cache_dir == tmp_path / "new"
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "::", "::1", "fe80::1%eth0", "localhost", "api_1.example.", "a-b.c"])
+def test_hosts_that_may_be_this_machines_are_taken(host: str) -> None:
+    environ = {"LLM_API_SERVER__HOST": host, "LLM_API_AUTH__KEYS": "alice:alice-key-0123456789"}
+    assert load_settings({}, environ, installed=ALL).server.host == host
+
+
+@pytest.mark.parametrize(
+    "host", ["not a host", "-a", "a..b", "http://a", "1.2.3", "1.2.3.4.5", "[::1]", "::1::", "a:80"]
+)
+def test_hosts_that_can_be_nobodys_are_named(host: str) -> None:
+    environ = {"LLM_API_SERVER__HOST": host, "LLM_API_AUTH__KEYS": "alice:alice-key-0123456789"}
+    assert the_problem(environ).setting == "server.host"

@@ -69,6 +69,12 @@ def test_production_takes_simulator_only_with_explicit_models() -> None:
     assert list(load({**PRODUCTION, **provider, **models}).models) == ["m"]
 
 
+def test_production_without_authentication_is_refused_on_loopback_too() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load({**PRODUCTION, "OPENAI_API_KEY": "sk-one", "LLM_API_AUTH__ENABLED": "false"})
+    assert [problem.setting for problem in caught.value.problems] == ["auth.enabled"]
+
+
 def test_production_cannot_be_opened_to_others_without_keys() -> None:
     environ = {
         "LLM_API_PROFILE": "production",

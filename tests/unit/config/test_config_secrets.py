@@ -51,6 +51,8 @@ LEAKS = [
     {"LLM_API_PROVIDERS__A__KIND": "openai", "LLM_API_PROVIDERS__A__BASE_URL": f"http://u:{CANARY}@host/v1"},
     {"LLM_API_PROVIDERS__A__KIND": "openai", "LLM_API_PROVIDERS__A__BASE_URL": f"http://host/v1?key={CANARY}"},
     {"LLM_API_REDIS__URL": f"redus://:{CANARY}@store"},
+    {"REDIS_URL": f"redis://:{CANARY}@store:notaport"},
+    {"REDIS_URL": f"redis://:{CANARY}@store/0?{CANARY}={CANARY}"},
     {"LLM_API_REDIS": f"redis://:{CANARY}@store"},
     {"LLM_API_OPENAI_API_KEY": CANARY},
     {"LLM_API_SERVER__HOST": f"sk-{CANARY}", "LLM_API_SERVER__PORT": f"sk-{CANARY}"},
