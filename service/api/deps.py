@@ -77,7 +77,8 @@ async def get_browser_context(
     credential = header_credential(connection)
     ticket = connection.query_params.get("ticket")
     if ticket is not None and credential is None:
-        principal = await resources.tickets.redeem(ticket)
+        # The key behind the ticket may have been taken back, or may do less, since it was issued.
+        principal = resources.authenticator.renew(await resources.tickets.redeem(ticket))
     else:
         principal = resources.authenticator.authenticate(credential)
     return _context(connection, principal=principal)

@@ -3,16 +3,24 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from fastapi import Request
-from starlette.types import Receive
+from starlette.types import Receive, Scope
 
 T = TypeVar("T")
+
+SLOW_CLIENT = "llm_api.slow_client"
+"""What our server sets in the scope when it ends a connection whose client does not read (``service.serving``)."""
 
 
 class ClientDisconnected(Exception):  # noqa: N818 - not an error of ours, nor one that anybody is told
     """The client hung up: what was being done for it was cancelled."""
+
+
+def departure(scope: Scope) -> Literal["client_disconnect", "slow_client"]:
+    """Say how the client was lost, as ``stream_ends`` counts it."""
+    return "slow_client" if scope.get(SLOW_CLIENT) else "client_disconnect"
 
 
 @asynccontextmanager

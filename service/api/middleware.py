@@ -1,15 +1,19 @@
 """What happens to every request, as plain ASGI: its id, its size, its count, and the defect that nobody expected."""
 
+import asyncio
+import contextlib
 import logging
 import time
+from http import HTTPStatus
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketDisconnect
 
 from service.api.disconnect import ClientDisconnected
 from service.api.errors import render_error
 from service.api.request_id import request_id_from
-from service.errors import InternalError, RequestTooLarge
+from service.errors import InternalError, RequestTimeout, RequestTooLarge
 from service.telemetry.metrics import Metrics
 
 logger = logging.getLogger("service.access")
@@ -19,14 +23,26 @@ UNMATCHED = "unmatched"
 METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 """Methods that are a metric label of their own; any other word counts as ``other``."""
 
-_STARTS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
-"""ASGI messages that carry a response's headers."""
+CLIENT_LEFT = 499
+"""The status of a request whose client did not wait for one."""
+INTERNAL_ERROR = 1011
+"""Close code (RFC 6455 section 7.4.1)."""
+BODY_IDLE_S = 30.0
+"""Seconds for which a body may stand still: longer than a lost packet or a change of networks takes."""
+
+DRAIN_BYTES = 16 * 1024 * 1024
+DRAIN_S = 5.0
+DRAIN_IDLE_S = 0.5
+"""How much of a refused body is read before it is answered, for how long, and how long it may stand still."""
+
+_DEPARTURES = (ClientDisconnected, ClientDisconnect, WebSocketDisconnect)
 
 
 class RequestMiddleware:
     """Gives each request its id, counts it, logs it in one line, and answers 500 where no handler did.
 
-    The outermost layer of ours, so that the id is on every response there is.
+    A WebSocket is one request, from its handshake to its end. The outermost layer of ours, so that the id is on every
+    response there is.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -37,59 +53,92 @@ class RequestMiddleware:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        request_id = request_id_from(_header(scope, b"x-request-id"))
-        scope["request_id"] = request_id
-        scope["received_at"] = time.monotonic()
-        header = (b"x-request-id", request_id.encode())
-        status = 0
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal status
-            if message["type"] in _STARTS:
-                status = message.get("status", 0)
-                message["headers"] = [*message.get("headers", ()), header]
-            await send(message)
-
+        scope["request_id"] = request_id_from(_header(scope, b"x-request-id"))
+        answer = _Answer(send, scope["request_id"])
+        scope["received_at"] = answer.began_at
         if scope["type"] == "websocket":
-            await self._app(scope, receive, send_with_id)
-            return
-        started = scope["received_at"]
-        metrics: Metrics = scope["state"]["resources"].metrics
+            await self._serve_socket(scope, receive, answer)
+        else:
+            await self._serve_request(scope, receive, answer)
 
+    async def _serve_request(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
+        metrics: Metrics = scope["state"]["resources"].metrics
         metrics.in_flight.inc()
         try:
-            await self._app(scope, receive, send_with_id)
-        except (ClientDisconnected, ClientDisconnect):
+            await self._app(scope, receive, answer.send)
+        except _DEPARTURES:
             # The client left, while we worked or while it sent its body: nobody is there to be answered.
             pass
-        except Exception:  # the outer edge of a request: a defect becomes a 500 with an id that can be looked up
-            metrics.unhandled_errors.labels("http").inc()
-            logger.exception("unhandled error", extra={"request_id": request_id})
-            if status:
+        except Exception as exc:  # the outer edge of a request: a defect becomes a 500 with an id that can be looked up
+            error = _defect(exc, scope, metrics, place="http")
+            if answer.status:
                 raise  # the response has begun; the server closes the connection, which no client takes for an end
-            response = render_error(InternalError(f"a defect of the service; quote {request_id}"), scope)
-            await response(scope, receive, send_with_id)
+            await render_error(error, scope)(scope, receive, answer.send)
         finally:
             metrics.in_flight.dec()
-            duration_s = time.monotonic() - started
             method = scope["method"] if scope["method"] in METHODS else "other"
-            route = _route_of(scope)
-            metrics.http_requests.labels(route, method, str(status or 499)).inc()
-            metrics.http_duration.labels(route, method).observe(duration_s)
-            logger.info(
-                "request",
-                extra={
-                    "request_id": request_id,
-                    "method": method,
-                    "route": route,
-                    "status": status or 499,
-                    "duration_ms": round(duration_s * 1_000, 2),
-                },
-            )
+            duration_s = _account(scope, metrics, method, answer)
+            metrics.http_duration.labels(_route_of(scope), method).observe(duration_s)
+
+    async def _serve_socket(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
+        metrics: Metrics = scope["state"]["resources"].metrics
+        try:
+            await self._app(scope, receive, answer.send)
+        except _DEPARTURES:
+            pass
+        except Exception as exc:  # the outer edge of a socket, as above
+            if answer.is_broken and isinstance(exc, OSError):
+                return
+            error = _defect(exc, scope, metrics, place="websocket")
+            if answer.status:
+                # Once it is closed nothing more can be said.
+                with contextlib.suppress(OSError, RuntimeError):
+                    await answer.send({"type": "websocket.close", "code": INTERNAL_ERROR, "reason": error.title})
+            elif "websocket.http.response" in scope.get("extensions", ()):
+                await render_error(error, scope)(scope, receive, answer.send)
+            else:
+                raise
+        finally:
+            # A handshake is a GET (RFC 6455 section 4.1). How long a socket stays open says nothing of how fast we are.
+            _account(scope, metrics, "GET", answer)
+
+
+class _Answer:
+    """What goes out: puts the request's id on it, and remembers how it began."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self._header = (b"x-request-id", request_id.encode())
+        self.began_at = time.monotonic()
+        self.status = 0
+        """0 until an answer has begun."""
+        self.is_broken = False
+        """Whether the server refused to write, since the client is gone."""
+
+    async def send(self, message: Message) -> None:
+        status = _status(message)
+        if status is None:
+            if message["type"] == "websocket.close" and not self.status:
+                # Before the handshake is answered, servers make this of it.
+                self.status = HTTPStatus.FORBIDDEN
+        else:
+            self.status = status
+            message["headers"] = [*message.get("headers", ()), self._header]
+            if status == HTTPStatus.REQUEST_TIMEOUT:
+                # The rest of the body may still come: it must not be taken for the next request.
+                message["headers"].append((b"connection", b"close"))
+        try:
+            await self._send(message)
+        except OSError:
+            self.is_broken = True
+            raise
 
 
 class BodyLimitMiddleware:
-    """Refuses a body over the limit: at once when its length is declared, else when the limit is passed."""
+    """Refuses a body over the limit: when its length is declared, else when the limit is passed.
+
+    Refuses one that stops coming, too. What comes after a body is the client's departure, and may take for ever.
+    """
 
     def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
         self._app = app
@@ -102,23 +151,95 @@ class BodyLimitMiddleware:
             return
         length = _header(scope, b"content-length")
         if length is not None and length.isdigit() and int(length) > self._max_body_bytes:
+            if _header(scope, b"expect") is None:  # who waits for our word before sending shall not be told to send
+                await _drain(receive)
             await render_error(self._error(), scope)(scope, receive, send)
             return
         received = 0
+        is_complete = False
 
-        async def receive_counted() -> Message:
-            nonlocal received
-            message = await receive()
+        async def receive_limited() -> Message:
+            nonlocal received, is_complete
+            if is_complete:
+                return await receive()
+            message = await _before_timeout(receive)
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
                 if received > self._max_body_bytes:
+                    await _drain(receive)
                     raise self._error()
+            is_complete = not message.get("more_body", False)
             return message
 
-        await self._app(scope, receive_counted, send)
+        await self._app(scope, receive_limited, send)
 
     def _error(self) -> RequestTooLarge:
         return RequestTooLarge(f"the body is longer than {self._max_body_bytes} bytes; send less")
+
+
+async def _drain(receive: Receive) -> None:
+    """Read what a client sends of a body that is refused, and keep nothing of it.
+
+    Most clients look for an answer only when they have sent all: they would meet a closed connection instead, take it
+    for an outage, and send the same again.
+    """
+    loop = asyncio.get_running_loop()
+    end = loop.time() + DRAIN_S
+    drained = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(None) as patience:
+            while drained < DRAIN_BYTES:
+                patience.reschedule(min(end, loop.time() + DRAIN_IDLE_S))
+                message = await receive()
+                drained += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
+
+
+async def _before_timeout(receive: Receive) -> Message:
+    try:
+        async with asyncio.timeout(BODY_IDLE_S):
+            return await receive()
+    except TimeoutError:
+        raise RequestTimeout(f"nothing of the body came for {BODY_IDLE_S:g} s; send it again") from None
+
+
+def _status(message: Message) -> int | None:
+    """Return the status of a message that begins an answer."""
+    match message["type"]:
+        case "http.response.start" | "websocket.http.response.start":
+            status: int = message["status"]
+            return status
+        case "websocket.accept":
+            return HTTPStatus.SWITCHING_PROTOCOLS
+        case _:
+            return None
+
+
+def _defect(exc: Exception, scope: Scope, metrics: Metrics, *, place: str) -> InternalError:
+    """Count and log what no code expected; return what the caller is told."""
+    metrics.unhandled_errors.labels(place).inc()
+    logger.error("unhandled error", exc_info=exc, extra={"request_id": scope["request_id"]})
+    return InternalError(f"a defect of the service; quote {scope['request_id']}")
+
+
+def _account(scope: Scope, metrics: Metrics, method: str, answer: _Answer) -> float:
+    """Count and log one request that is over; return how long it took, in seconds."""
+    duration_s = time.monotonic() - answer.began_at
+    route = _route_of(scope)
+    code = int(answer.status) or CLIENT_LEFT
+    metrics.http_requests.labels(route, method, str(code)).inc()
+    logger.info(
+        "request",
+        extra={
+            "request_id": scope["request_id"],
+            "method": method,
+            "route": route,
+            "status": code,
+            "duration_ms": round(duration_s * 1_000, 2),
+        },
+    )
+    return duration_s
 
 
 def _header(scope: Scope, name: bytes) -> bytes | None:

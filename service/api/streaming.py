@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
-from service.api.disconnect import ClientDisconnected, cancelled_on_disconnect
+from service.api.disconnect import SLOW_CLIENT, ClientDisconnected, cancelled_on_disconnect, departure
 from service.api.sse import MEDIA_TYPE
 from service.domain.generation import Chunk
 from service.errors import InternalError, ServiceError
@@ -73,8 +73,10 @@ class EventStreamResponse(Response):
                 # Servers call a response's end a disconnect too: it must not cut the closing of the upstream short.
                 stop_listening()
                 await send({"type": "http.response.body", "body": terminal, "more_body": False})
+                if scope.get(SLOW_CLIENT):
+                    reason = "slow_client"
         except ClientDisconnected:
-            reason = "client_disconnect"
+            reason = departure(scope)
         except ServiceError:
             reason = "error"
             raise

@@ -10,25 +10,30 @@ from typing import Annotated, Any, Literal
 import orjson
 from fastapi import APIRouter, WebSocket
 from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
+from starlette.types import Message
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from service.api.deps import AllResources, Generation, get_browser_context, refuse_foreign_page
+from service.api.disconnect import departure
 from service.api.errors import invalid_request, problem, render_error
 from service.api.request_id import request_id_from
 from service.api.schemas import Body, ChatBody, GenerateBody
 from service.api.sse import usage_fields
+from service.auth.base import Authenticator
 from service.config import Settings
 from service.domain.generation import FinishReason, Usage
-from service.domain.principal import RequestContext
+from service.domain.principal import Principal, RequestContext
 from service.engine.generation import GenerationService
-from service.errors import Cancelled, InternalError, InvalidRequest, Overloaded, ServiceError
+from service.errors import Cancelled, InternalError, InvalidRequest, NotFound, Overloaded, ServiceError, Unauthenticated
 from service.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 router = APIRouter()
 
 UNSUPPORTED_DATA = 1003
+POLICY_VIOLATION = 1008
 MESSAGE_TOO_BIG = 1009
+GONE = 1006
 """Close codes (RFC 6455 section 7.4.1)."""
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -77,8 +82,21 @@ async def websocket(socket: WebSocket, resources: AllResources, generation: Gene
         return
     await socket.accept()
     await SocketSession(
-        socket, context, generation=generation, settings=resources.settings, metrics=resources.metrics
+        socket,
+        context,
+        generation=generation,
+        authenticator=resources.authenticator,
+        settings=resources.settings,
+        metrics=resources.metrics,
     ).serve()
+
+
+@router.websocket("/{path:path}")
+async def no_such_socket(socket: WebSocket) -> None:
+    """Refuse a handshake at any other path; the last of all routes."""
+    socket.scope["route"] = None  # it counts as unmatched, as any other path that no route has
+    error = NotFound(f"there is no socket at {socket.url.path!r}: see docs/streaming.md for /ws")
+    await socket.send_denial_response(render_error(error, socket.scope))
 
 
 @dataclass(slots=True)
@@ -92,6 +110,15 @@ class _Run:
     """Whether its terminal message is on the way, so that there will be no other."""
 
 
+class _Close(Exception):  # noqa: N818 - not an error of ours
+    """We end the socket: with which code, and why in words."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
 class SocketSession:
     """One socket's generations. Each started one gets exactly one terminal message: ``done`` or ``error``."""
 
@@ -101,12 +128,14 @@ class SocketSession:
         context: RequestContext,
         *,
         generation: GenerationService,
+        authenticator: Authenticator,
         settings: Settings,
         metrics: Metrics,
     ) -> None:
         self._socket = socket
         self._context = context
         self._generation = generation
+        self._authenticator = authenticator
         self._max_message_bytes = settings.server.max_message_bytes
         self._max_generations = settings.server.generations_per_socket
         self._metrics = metrics
@@ -115,25 +144,35 @@ class SocketSession:
     async def serve(self) -> None:
         """Read messages until the client leaves; what still runs then is cancelled, its upstream calls too."""
         try:
-            while True:
-                message = await self._socket.receive()
-                if message["type"] == "websocket.disconnect":
-                    return
-                text = message.get("text")
-                if text is None:
-                    await self._socket.close(UNSUPPORTED_DATA, "send JSON as text messages")
-                    return
-                if len(text) > self._max_message_bytes or len(text.encode()) > self._max_message_bytes:
-                    await self._socket.close(MESSAGE_TOO_BIG, f"a message has at most {self._max_message_bytes} bytes")
-                    return
-                await self._handle(text)
+            await self._read()
         except WebSocketDisconnect:
-            return
+            pass
+        except _Close as close:
+            # In this order: what still runs would otherwise write behind the close frame.
+            await self._end_generations()
+            with contextlib.suppress(WebSocketDisconnect):
+                await self._write({"type": "websocket.close", "code": close.code, "reason": close.reason})
         finally:
-            tasks = [run.task for run in self._running.values()]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._end_generations()
+
+    async def _read(self) -> None:
+        """Handle one message after another; raise ``WebSocketDisconnect`` or ``_Close`` at the end."""
+        while True:
+            message = await self._socket.receive()
+            if message["type"] == "websocket.disconnect":
+                raise WebSocketDisconnect
+            text = message.get("text")
+            if text is None:
+                raise _Close(UNSUPPORTED_DATA, "send JSON as text messages")
+            if len(text) > self._max_message_bytes or len(text.encode()) > self._max_message_bytes:
+                raise _Close(MESSAGE_TOO_BIG, f"a message has at most {self._max_message_bytes} bytes")
+            await self._handle(text)
+
+    async def _end_generations(self) -> None:
+        tasks = [run.task for run in self._running.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _handle(self, text: str) -> None:
         try:
@@ -150,6 +189,9 @@ class SocketSession:
                     self._cancel(message.id)
                 case GenerateMessage() | ChatMessage():
                     await self._start(message)
+        except Unauthenticated as error:
+            await self._send_error(self._unused(message.id), error)
+            raise _Close(POLICY_VIOLATION, error.message) from None
         except ServiceError as error:
             await self._send_error(self._unused(message.id), error)
 
@@ -162,7 +204,9 @@ class SocketSession:
             raise InvalidRequest.at("id", f"a generation {message.id!r} runs already on this socket")
         if len(self._running) >= self._max_generations:
             raise Overloaded(f"{self._max_generations} generations run already on this socket; wait for one, or cancel")
-        task = asyncio.create_task(self._run(message, time.monotonic()))
+        # A socket lives for hours: its key may have been revoked since the handshake.
+        principal = self._authenticator.renew(self._context.principal)
+        task = asyncio.create_task(self._run(message, principal, time.monotonic()))
         self._running[message.id] = _Run(task)
         task.add_done_callback(lambda _: self._running.pop(message.id, None))
         # Let it begin before the next message is read: a task that is cancelled earlier never runs, and tells nothing.
@@ -177,11 +221,9 @@ class SocketSession:
         run.cancelled = run.ending = True
         run.task.cancel()
 
-    async def _run(self, message: GenerateMessage | ChatMessage, received_at: float) -> None:
-        context = RequestContext(
-            request_id=request_id_from(None), principal=self._context.principal, received_at=received_at
-        )
-        reason = "client_disconnect"
+    async def _run(self, message: GenerateMessage | ChatMessage, principal: Principal, received_at: float) -> None:
+        context = RequestContext(request_id=request_id_from(None), principal=principal, received_at=received_at)
+        reason = ""
         self._metrics.streams_active.labels("ws").inc()
         try:
             await self._generate(message, context)
@@ -206,7 +248,7 @@ class SocketSession:
             )
         finally:
             self._metrics.streams_active.labels("ws").dec()
-            self._metrics.stream_ends.labels("ws", reason).inc()
+            self._metrics.stream_ends.labels("ws", reason or departure(self._socket.scope)).inc()
 
     async def _generate(self, message: GenerateMessage | ChatMessage, context: RequestContext) -> None:
         await self._send(
@@ -240,8 +282,18 @@ class SocketSession:
             await self._send({**fields, "type": "error", "id": generation_id, "problem_type": fields["type"]})
 
     async def _send(self, message: dict[str, Any]) -> None:
-        if self._socket.client_state is WebSocketState.CONNECTED:
-            await self._socket.send_text(orjson.dumps(message).decode())
+        await self._write({"type": "websocket.send", "text": orjson.dumps(message).decode()})
+
+    async def _write(self, message: Message) -> None:
+        """Write; raise ``WebSocketDisconnect`` where either side has ended the socket."""
+        # The framework raises that only for whoever writes when the connection breaks, and a RuntimeError for the next.
+        socket = self._socket
+        if (
+            socket.client_state is not WebSocketState.CONNECTED
+            or socket.application_state is not WebSocketState.CONNECTED
+        ):
+            raise WebSocketDisconnect(GONE)
+        await socket.send(message)
 
 
 def _id_in(text: str) -> str | None:

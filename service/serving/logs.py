@@ -13,18 +13,20 @@ QUIET = ("httpx", "httpx2", "openai", "anthropic")
 """Libraries that log each call of theirs, addresses included."""
 
 REFUSED_HANDSHAKE = "ASGI callable returned without completing handshake."
-"""uvicorn's words."""
+"""What uvicorn 0.54 calls an error whenever a WebSocket is refused: anybody could fill the log with it."""
+HANDSHAKE_LINE = '"WebSocket %s"'
+"""What is in uvicorn's line on a handshake, with the query and so a ticket. Our access log has a line of its own."""
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
 """What every record has (and what uvicorn adds for terminals); anything else was given as ``extra``."""
 
 
-class RefusedHandshakes(logging.Filter):
-    """Drops what uvicorn 0.54 calls an error whenever a WebSocket is refused: anybody could fill the log with it."""
+class Handshakes(logging.Filter):
+    """Drops what uvicorn says of WebSockets' handshakes."""
 
     @override
     def filter(self, record: logging.LogRecord) -> bool:
-        return record.msg != REFUSED_HANDSHAKE
+        return record.msg != REFUSED_HANDSHAKE and HANDSHAKE_LINE not in str(record.msg)
 
 
 def configure_logging(profile: Profile) -> None:
@@ -32,7 +34,7 @@ def configure_logging(profile: Profile) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(TextFormatter() if profile is Profile.DEVELOPMENT else JsonFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.getLogger("uvicorn.error").addFilter(RefusedHandshakes())
+    logging.getLogger("uvicorn.error").addFilter(Handshakes())
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from service.config import Settings
+from service.serving.protocols import HttpProtocol, WebSocketProtocol
 
 KEEP_ALIVE_S = 75
 """Seconds for which an idle connection is kept: longer than the 60 s of common proxies, whose next request would
@@ -21,10 +22,10 @@ def uvicorn_options(settings: Settings) -> dict[str, Any]:
     """Name every option that differs from uvicorn's default and holds for each of our processes."""
     return {
         "loop": "uvloop",
-        "http": "httptools",
-        "ws": "websockets-sansio",
+        "http": HttpProtocol,
+        "ws": WebSocketProtocol,
         # Our own limit is checked by the socket's reader and names itself; this one only keeps memory.
-        "ws_max_size": settings.server.max_message_bytes,
+        "ws_max_size": 2 * settings.server.max_message_bytes,
         "lifespan": "on",
         "access_log": False,
         "server_header": False,

@@ -3,8 +3,10 @@
 The parent starts the embedded model and store once, before it forks, and serves the sum of the workers' metrics.
 """
 
+import ctypes
 import logging
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -31,6 +33,9 @@ from service.wiring import open_embedded
 
 HEARTBEAT_TIMEOUT_S = 60
 """A worker whose event loop stands still for so long is replaced."""
+
+_PR_SET_PDEATHSIG = 1
+"""``prctl(2)``, Linux."""
 
 
 def serve(settings: Settings, listener: socket.socket, metrics: Path) -> None:
@@ -74,6 +79,7 @@ class _Application(BaseApplication):  # type: ignore[misc] # untyped base
             "logger_class": _Logger,
             "proc_name": "llm-api",
             "when_ready": self._when_ready,
+            "post_fork": self._post_fork,
             "child_exit": _child_exit,
         }
         for name, value in options.items():
@@ -106,6 +112,13 @@ class _Application(BaseApplication):  # type: ignore[misc] # untyped base
         server = self._settings.server
         start_http_server(server.metrics_port, addr=server.metrics_host or server.host, registry=registry)
         say(banner(self._settings, self._address))
+
+    def _post_fork(self, _: Arbiter, __: UvicornWorker) -> None:
+        """Make the worker end with its parent, which has what it needs: embedded model and store, and the metrics."""
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+            if os.getppid() != self._parent:  # it ended before the kernel was asked
+                os._exit(1)
 
 
 class _Logger(GunicornLogger):  # type: ignore[misc] # untyped base

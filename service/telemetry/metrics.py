@@ -41,7 +41,7 @@ class Metrics:
         )
         self.stream_ends = Counter(
             "llm_api_stream_ends_total",
-            "Streams ended, by how: complete, client_disconnect, error or cancelled.",
+            "Streams ended, by how: complete, client_disconnect, slow_client, error or cancelled.",
             ["transport", "reason"],
             registry=registry,
         )
@@ -82,7 +82,7 @@ class Metrics:
         for transport in ("sse", "ws"):
             self.streams_active.labels(transport)
             self.time_to_first_token.labels(transport)
-            for reason in ("complete", "client_disconnect", "error", "cancelled"):
+            for reason in ("complete", "client_disconnect", "slow_client", "error", "cancelled"):
                 self.stream_ends.labels(transport, reason)
         for place in ("http", "job", "readiness", "stream", "websocket"):
             self.unhandled_errors.labels(place)

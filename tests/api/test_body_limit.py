@@ -1,19 +1,25 @@
 """The size of a body: refused at once when it is declared, and when it is passed if it is not."""
 
+import asyncio
 from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from typing_extensions import override
 
-from tests.support.fake_app import FakeApp, fake_app
+from service.api import middleware
+from service.providers.fake import Script
+from tests.support.fake_app import DEADLINE_S, FakeApp, fake_app, fake_app_on_socket, soon
 
 LIMIT = 2_048
 PATHS = ["/generate", "/chat", "/generate/async", "/v1/chat/completions", "/v1/embeddings", "/v1/messages"]
 
 
 @pytest.fixture
-async def api() -> AsyncIterator[FakeApp]:
+async def api(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeApp]:
+    # What is read only to be thrown away is shown over a socket, in test_live_routes.py.
+    monkeypatch.setattr(middleware, "DRAIN_BYTES", 0)
     async with fake_app(server={"max_body_bytes": LIMIT}) as running:
         yield running
 
@@ -89,3 +95,33 @@ async def test_the_default_limit_is_a_mebibyte() -> None:
     async with fake_app() as api:
         assert (await api.client.post("/generate", content=of_length(1_048_576))).status_code == 200
         assert (await api.client.post("/generate", content=of_length(1_048_577))).status_code == 413
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/chat/completions", "/v1/messages", "/stream?prompt=x"])
+@pytest.mark.parametrize("begun", [b"", b'{"prompt'])
+async def test_a_body_that_stops_coming_is_given_up(path: str, begun: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "BODY_IDLE_S", 0.05)
+    method = "GET" if path.startswith("/stream") else "POST"
+    async with fake_app_on_socket() as api:
+        address = urlsplit(api.base_url)
+        reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        writer.write(
+            f"{method} {path} HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: 99\r\n\r\n".encode() + begun
+        )
+        head, _, body = (await asyncio.wait_for(reader.read(), DEADLINE_S)).partition(b"\r\n\r\n")
+        writer.close()
+        assert head.startswith(b"HTTP/1.1 408 ")
+        assert head.lower().count(b"connection: close") == 1
+        assert b"nothing of the body came" in body
+        assert api.provider.calls == []
+
+
+async def test_after_its_body_a_request_may_take_as_long_as_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "BODY_IDLE_S", 0.01)
+    async with fake_app_on_socket(Script(stepped=True)) as api:
+        request = asyncio.create_task(api.client.post("/generate", json={"prompt": "x"}))
+        call = await api.provider.call()
+        await soon(call.waiting)
+        await asyncio.sleep(0.03)  # a limit that were still in force would pass
+        call.step(3)
+        assert (await request).status_code == 200

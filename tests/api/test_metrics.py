@@ -103,7 +103,7 @@ async def test_metrics_are_not_on_the_port_of_the_api(api: FakeApp) -> None:
 
 async def test_every_stream_end_is_there_from_the_start_so_that_a_rate_has_a_beginning(api: FakeApp) -> None:
     for transport in ("sse", "ws"):
-        for reason in ("complete", "client_disconnect", "error", "cancelled"):
+        for reason in ("complete", "client_disconnect", "slow_client", "error", "cancelled"):
             labels = {"transport": transport, "reason": reason}
             assert api.resources.metrics.registry.get_sample_value("llm_api_stream_ends_total", labels) == 0
 

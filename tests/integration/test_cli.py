@@ -3,6 +3,7 @@
 import re
 import signal
 import socket
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -109,6 +110,19 @@ def test_several_workers_share_port_store_and_metrics(ports: tuple[str, str], re
         assert service.stop(signal.SIGTERM)[0] == 0
     assert is_freed(int(ports[0]))
     assert is_freed(int(ports[1]))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells a worker that its parent was killed")
+def test_workers_end_with_a_parent_that_is_killed(ports: tuple[str, str], redis_url: str) -> None:
+    settings = {**SIMULATED, "REDIS_URL": redis_url}
+    with running(
+        "serve", "--workers", "2", "--port", ports[0], "--metrics-port", ports[1], settings=settings
+    ) as service:
+        service.address("API")
+        service.process.kill()
+        service.process.wait()
+        assert is_freed(int(ports[0]))
+        assert is_freed(int(ports[1]))
 
 
 def test_simulate_is_the_simulator() -> None:

@@ -6,12 +6,14 @@ import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
 from service.errors import UpstreamUnavailable
 from service.providers.fake import FakeCall, Script
+from service.serving.protocols import MAX_PIPELINED_BODY_BYTES, HttpProtocol
 from tests.support.fake_app import DEADLINE_S, FakeApp, fake_app_on_socket, soon, until
 
 STEPPED = Script(stepped=True)
@@ -195,3 +197,98 @@ async def test_the_next_request_on_a_connection_that_was_kept_is_served(api: Fak
         assert (await api.client.post("/generate", json={"prompt": "x"})).status_code == 200
         assert b"[DONE]" in (await api.client.get("/stream", params={"prompt": "x"})).content
     assert api.ends("sse") == {"complete": 3}
+
+
+# What uvicorn's own protocol misses
+
+
+async def connect(api: FakeApp, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    address = urlsplit(api.base_url)
+    return await asyncio.open_connection(address.hostname, address.port, **options)
+
+
+def request_bytes(method: str, path: str, body: bytes = b"") -> bytes:
+    return f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+@pytest.mark.parametrize("abruptly", [False, True])
+@pytest.mark.parametrize(
+    "pipelined",
+    [
+        request_bytes("GET", "/health"),
+        request_bytes("POST", "/generate", b"{" + b" " * (MAX_PIPELINED_BODY_BYTES // 2)),
+        request_bytes("POST", "/generate", b" " * 9)[:-5],
+        request_bytes("GET", "/health") * 5,
+    ],
+    ids=["one", "one with a long body", "half a one", "five"],
+)
+async def test_leaving_with_requests_pipelined_cancels_the_one_that_runs(
+    api: FakeApp,
+    pipelined: bytes,
+    abruptly: bool,  # noqa: FBT001 - both ways
+) -> None:
+    reader, writer = await connect(api)
+    writer.write(request_bytes("GET", "/stream?prompt=x") + pipelined)
+    call = await api.provider.call()
+    call.step()
+    await asyncio.wait_for(reader.readuntil(b"data: Hello\n\n"), DEADLINE_S)
+    if abruptly:
+        writer.transport.abort()
+    else:
+        writer.close()
+    await nobody_is_left(api, call)
+    assert api.ends("sse") == {"client_disconnect": 1}
+    assert len(api.provider.calls) == 1
+
+
+async def test_pipelined_requests_are_answered_in_turn(api: FakeApp) -> None:
+    api.provider.script = Script()
+    reader, writer = await connect(api)
+    bodies = [b'{"prompt": "%d"}' % number for number in range(40)]
+    writer.write(b"".join(request_bytes("POST", "/generate", body) for body in bodies))
+    for _ in bodies:
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), DEADLINE_S)
+        assert head.startswith(b"HTTP/1.1 200 ")
+        length = next(int(line.split()[1]) for line in head.splitlines() if line.startswith(b"content-length"))
+        await reader.readexactly(length)
+    writer.close()
+    assert [call.request.messages[0].text for call in api.provider.calls] == [str(number) for number in range(40)]  # type: ignore[union-attr]
+
+
+async def test_a_client_that_does_not_read_holds_no_upstream_call(
+    api: FakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HttpProtocol, "write_timeout_s", 0.05)
+    api.provider.script = Script(pieces=("x" * 1_000_000,) * 100, stepped=True)
+    _, writer = await connect(api, limit=1_024)
+    writer.write(request_bytes("GET", "/stream?prompt=x"))
+    call = await api.provider.call()
+    call.step(99)
+    await nobody_is_left(api, call)
+    assert api.ends("sse") == {"slow_client": 1}
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+
+
+async def test_a_client_that_reads_on_in_time_is_served_to_the_end(
+    api: FakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paused = asyncio.Event()
+    pause = HttpProtocol.pause_writing
+
+    def tell(protocol: HttpProtocol) -> None:
+        pause(protocol)
+        paused.set()
+
+    monkeypatch.setattr(HttpProtocol, "pause_writing", tell)
+    api.provider.script = Script(pieces=("x" * 1_000_000,) * 20)
+    reader, writer = await connect(api, limit=1_024)
+    writer.write(request_bytes("GET", "/stream?prompt=x"))
+    await soon(paused)
+    text = b""
+    while not text.endswith(b"0\r\n\r\n"):
+        text += await asyncio.wait_for(reader.read(1_000_000), DEADLINE_S)
+    assert b"[DONE]" in text
+    assert api.ends("sse") == {"complete": 1}
+    writer.close()

@@ -1,6 +1,7 @@
 """Every route of ours on a socket, over a simulated upstream, read by clients that we did not write."""
 
 import asyncio
+import http.client
 import json
 import socket
 from collections.abc import Iterator
@@ -126,14 +127,30 @@ def exchange(service: LiveService, request: bytes) -> bytes:
 
 
 def test_a_declared_body_over_the_limit_is_refused_before_it_is_sent(live_service: LiveService) -> None:
-    head = b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: 1048577\r\n\r\n"
+    head = b"POST /generate HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 1048577\r\n\r\n"
     answer = exchange(live_service, head)
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert b"connection: close" in answer.lower()
 
 
+def test_a_client_that_sends_all_before_it_looks_for_an_answer_is_told(live_service: LiveService) -> None:
+    address = urlsplit(live_service.base_url)
+    for _ in range(5):
+        connection = http.client.HTTPConnection(f"{address.hostname}:{address.port}", timeout=20)
+        connection.request("POST", "/generate", b" " * 8_000_000, {"content-type": "application/json"})
+        response = connection.getresponse()
+        assert response.status == 413
+        assert json.loads(response.read())["code"] == "request_too_large"
+        connection.close()
+
+
+def test_who_waits_for_our_word_is_refused_at_once(live_service: LiveService) -> None:
+    head = b"POST /generate HTTP/1.1\r\nhost: 127.0.0.1\r\nexpect: 100-continue\r\ncontent-length: 1048577\r\n\r\n"
+    assert exchange(live_service, head).startswith(b"HTTP/1.1 413 ")
+
+
 def test_a_chunked_body_over_the_limit_is_refused_while_it_comes(live_service: LiveService) -> None:
-    head = b"POST /generate HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    head = b"POST /generate HTTP/1.1\r\nhost: 127.0.0.1\r\ntransfer-encoding: chunked\r\n\r\n"
     answer = exchange(live_service, head + b"100001\r\n" + b" " * 0x100001 + b"\r\n")
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "request_too_large"
@@ -143,7 +160,9 @@ def test_a_chunked_body_over_the_limit_is_refused_while_it_comes(live_service: L
     "header", [b"x-request-id: a\nSet-Cookie: x", b"x-request-id: a\r\n Set-Cookie: x", b"x-request-id: \xff"]
 )
 def test_a_request_id_forges_no_header(live_service: LiveService, header: bytes) -> None:
-    answer = exchange(live_service, b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n" + header + b"\r\n\r\n")
+    answer = exchange(
+        live_service, b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n" + header + b"\r\n\r\n"
+    )
     head = answer.partition(b"\r\n\r\n")[0].lower()
     assert head.startswith((b"http/1.1 200 ", b"http/1.1 400 "))
     assert b"\nset-cookie" not in head
@@ -151,5 +170,5 @@ def test_a_request_id_forges_no_header(live_service: LiveService, header: bytes)
 
 @pytest.mark.parametrize("target", [b"/%ff", b"/generate/async/%ED%A0%80", b"/stream?prompt=%ED%A0%80", b"/%00", b"//"])
 def test_an_odd_address_is_no_defect(live_service: LiveService, target: bytes) -> None:
-    answer = exchange(live_service, b"GET " + target + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    answer = exchange(live_service, b"GET " + target + b" HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n")
     assert int(answer.split(b" ")[1]) in {200, 400, 404}

@@ -3,10 +3,13 @@
 import asyncio
 import json
 import logging
+import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -14,6 +17,8 @@ from websockets.http11 import Response
 
 from service.errors import UpstreamRejected, UpstreamThrottled, UpstreamUnavailable
 from service.providers.fake import Script
+from service.serving.protocols import WebSocketProtocol
+from tests.support.command import free_port, running
 from tests.support.fake_app import ALICE, BOB, DEADLINE_S, FakeApp, bearer, fake_app_on_socket, keyed_auth, soon, until
 
 Message = dict[str, Any]
@@ -378,12 +383,12 @@ async def test_a_ping_needs_no_id(api: FakeApp) -> None:
 # Closing
 
 
-async def closed_with(connection: ClientConnection) -> int | None:
+async def close_of(connection: ClientConnection) -> tuple[int | None, str]:
     try:
         while True:
             await receive(connection)
     except ConnectionClosed as closed:
-        return closed.rcvd.code if closed.rcvd else None
+        return (closed.rcvd.code, closed.rcvd.reason) if closed.rcvd else (None, "")
 
 
 async def test_a_message_over_the_limit_closes_with_1009_and_one_at_the_limit_does_not() -> None:
@@ -391,18 +396,82 @@ async def test_a_message_over_the_limit_closes_with_1009_and_one_at_the_limit_do
         await connection.send(json.dumps({"type": "ping", "id": "a"}).ljust(1_024))
         assert await receive(connection) == {"type": "pong", "id": "a"}
         await connection.send(json.dumps({"type": "ping", "id": "a"}).ljust(1_025))
-        assert await closed_with(connection) == 1009
+        assert await close_of(connection) == (1009, "a message has at most 1024 bytes")
+
+
+async def test_a_message_far_over_the_limit_is_not_even_kept() -> None:
+    async with fake_app_on_socket(server={"max_message_bytes": 1_024}) as api, socket(api) as connection:
+        api.provider.script = Script(stepped=True)
+        for name in "ab":
+            await send(connection, type="generate", id=name, prompt="x")
+        calls = [await api.provider.call(number) for number in range(2)]
+        await connection.send(" " * 10_000)
+        assert (await close_of(connection))[0] == 1009
+        for call in calls:
+            await soon(call.closed)
 
 
 async def test_a_binary_message_closes_with_1003_and_ends_what_runs(api: FakeApp) -> None:
-    api.provider.script = Script(stepped=True)
+    api.provider.script = Script(pieces=("x",) * 1_000, stepped=True)
     async with socket(api) as connection:
-        await send(connection, type="generate", id="a", prompt="x")
-        call = await api.provider.call()
+        for name in "abc":
+            await send(connection, type="generate", id=name, prompt="x")
+        calls = [await api.provider.call(number) for number in range(3)]
+        for call in calls:
+            call.step(999)
         await connection.send(b'{"type": "ping"}')
-        assert await closed_with(connection) == 1003
-    await soon(call.closed)
-    assert call.cancelled
+        assert await close_of(connection) == (1003, "send JSON as text messages")
+    for call in calls:
+        await soon(call.closed)
+        assert call.cancelled
+    assert api.value("llm_api_unhandled_errors_total", place="websocket") == 0
+
+
+@pytest.mark.parametrize("abruptly", [False, True])
+async def test_leaving_while_several_generations_write_is_no_defect(
+    api: FakeApp,
+    abruptly: bool,  # noqa: FBT001 - both ways
+) -> None:
+    api.provider.script = Script(pieces=("x" * 10_000,) * 1_000, stepped=True)
+    async with socket(api) as connection:
+        for name in "abc":
+            await send(connection, type="generate", id=name, prompt="x")
+        calls = [await api.provider.call(number) for number in range(3)]
+        for call in calls:
+            call.step(900)
+        while (await receive(connection))["type"] != "delta":
+            pass
+        if abruptly:
+            connection.transport.abort()
+        else:
+            connection.protocol.send_close(1000)
+            connection.send_data()
+        for call in calls:
+            await soon(call.closed)
+        connection.transport.abort()
+    await until(lambda: api.value("llm_api_streams_active", transport="ws") == 0)
+    assert api.ends("ws") == {"client_disconnect": 3}
+    assert api.value("llm_api_unhandled_errors_total", place="websocket") == 0
+
+
+async def test_a_client_that_does_not_read_holds_no_upstream_call(
+    api: FakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(WebSocketProtocol, "write_timeout_s", 0.05)
+    api.provider.script = Script(pieces=("x" * 1_000_000,) * 100, stepped=True)
+    async with socket(api, max_queue=1, compression=None) as connection:
+        for name in "ab":
+            await send(connection, type="generate", id=name, prompt="x")
+        calls = [await api.provider.call(number) for number in range(2)]
+        for call in calls:
+            call.step(99)
+        for call in calls:
+            await soon(call.closed)
+            assert call.cancelled
+        connection.transport.abort()
+    await until(lambda: api.value("llm_api_streams_active", transport="ws") == 0)
+    assert api.ends("ws") == {"slow_client": 2}
+    assert api.value("llm_api_unhandled_errors_total", place="websocket") == 0
 
 
 @pytest.mark.parametrize("abruptly", [False, True])
@@ -489,6 +558,28 @@ async def test_a_ticket_opens_one_socket(keyed: FakeApp) -> None:
     assert (await refusal(keyed, f"?ticket={ticket}")).status_code == 401
 
 
+async def test_a_socket_starts_nothing_for_a_key_that_was_revoked(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"alice:{ALICE},bob:{BOB}")
+    auth = {"enabled": True, "keys_file": str(keys)}
+    async with (
+        fake_app_on_socket(auth=auth) as api,
+        socket(api, additional_headers=bearer(ALICE)) as connection,
+        socket(api, additional_headers=bearer(BOB)) as another,
+    ):
+        await send(connection, type="generate", id="a", prompt="x")
+        assert (await receive_all(connection))[-1]["type"] == "done"
+        keys.write_text(f"bob:{BOB}")
+        api.clock.advance(1)
+        await send(connection, type="generate", id="b", prompt="x")
+        error = await receive(connection)
+        assert (error["type"], error["id"], error["code"], error["status"]) == ("error", "b", "unauthenticated", 401)
+        assert await close_of(connection) == (1008, "the API key is not known any more")
+        await send(another, type="generate", id="a", prompt="x")
+        assert (await receive_all(another))[-1]["type"] == "done"
+    assert len(api.provider.calls) == 2
+
+
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://[", "http://127.0.0.1:1", "x"])
 async def test_another_sites_page_is_refused(api: FakeApp, origin: str) -> None:
     problem = problem_of(await refusal(api, additional_headers={"origin": origin}))
@@ -501,3 +592,101 @@ async def test_our_own_page_and_an_allowed_origins_are_served() -> None:
             async with socket(api, additional_headers={"origin": origin}) as connection:
                 await nothing_is_on_its_way(connection)
         assert (await refusal(api, additional_headers={"origin": "https://app.example.evil"})).status_code == 403
+
+
+# What is counted and logged of one
+
+
+def counted(api: FakeApp, code: int, route: str = "/ws") -> float:
+    return api.value("llm_api_http_requests_total", route=route, method="GET", code=str(code))
+
+
+async def test_a_socket_is_one_request_that_is_counted_and_logged_at_its_end(
+    keyed: FakeApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "service.access"):
+        async with socket(keyed, additional_headers={**bearer(ALICE), "x-request-id": "mine"}) as connection:
+            await nothing_is_on_its_way(connection)
+            assert counted(keyed, 101) == 0
+        await until(lambda: counted(keyed, 101) == 1)
+    (line,) = [vars(record) for record in caplog.records if record.name == "service.access"]
+    assert (line["request_id"], line["route"], line["method"], line["status"]) == ("mine", "/ws", "GET", 101)
+    assert line["duration_ms"] > 0
+
+
+async def test_a_refused_handshake_counts_by_its_status(keyed: FakeApp) -> None:
+    await refusal(keyed)
+    await until(lambda: counted(keyed, 401) == 1)
+    await refusal(keyed, additional_headers={"origin": "https://evil.example"})
+    await until(lambda: counted(keyed, 403) == 1)
+    with pytest.raises(InvalidStatus):
+        async with connect(keyed.base_url.replace("http", "ws") + "/nowhere", proxy=None):
+            pass
+    await until(lambda: counted(keyed, 404, "unmatched") == 1)
+
+
+async def test_a_defect_before_the_handshake_is_answered_is_a_500(
+    keyed: FakeApp, monkeypatch: pytest.MonkeyPatch, nothing_is_logged_as_an_error: list[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("secret detail")
+
+    monkeypatch.setattr(keyed.resources.authenticator, "authenticate", broken)
+    problem = problem_of(await refusal(keyed, additional_headers=bearer(ALICE)))
+    assert (problem["status"], problem["code"]) == (500, "internal_error")
+    assert "secret" not in problem["detail"]
+    await until(lambda: counted(keyed, 500) == 1)
+    assert keyed.value("llm_api_unhandled_errors_total", place="websocket") == 1
+    nothing_is_logged_as_an_error.append("unhandled error")
+
+
+async def test_a_defect_on_an_open_socket_closes_it_with_1011(
+    api: FakeApp, monkeypatch: pytest.MonkeyPatch, nothing_is_logged_as_an_error: list[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("secret detail")
+
+    monkeypatch.setattr(api.resources.authenticator, "renew", broken)
+    async with socket(api) as connection:
+        await send(connection, type="generate", id="a", prompt="x")
+        assert await close_of(connection) == (1011, "Internal error")
+    await until(lambda: counted(api, 101) == 1)
+    assert api.value("llm_api_unhandled_errors_total", place="websocket") == 1
+    nothing_is_logged_as_an_error.append("unhandled error")
+
+
+async def test_what_stands_in_a_sockets_address_is_never_logged(capfd: pytest.CaptureFixture[str]) -> None:
+    settings = {
+        "LLM_API_PROVIDERS__SIM__KIND": "simulator",
+        "LLM_API_EMBEDDED__STORE": "false",
+        "LLM_API_AUTH__KEYS": f"alice:{ALICE}",
+    }
+    ports = ("--port", str(free_port()), "--metrics-port", str(free_port()))
+    with running("serve", *ports, settings=settings) as service:
+        address = await asyncio.to_thread(service.address, "API")
+        async with httpx.AsyncClient(trust_env=False) as client:
+            ticket = (await client.post(f"{address}/tickets", headers=bearer(ALICE))).json()["ticket"]
+        where = address.replace("http", "ws") + "/ws"
+        async with connect(f"{where}?ticket={ticket}", proxy=None) as connection:
+            await nothing_is_on_its_way(connection)
+        for query in (f"ticket={ticket}", f"api_key={ALICE}"):
+            with pytest.raises(InvalidStatus):
+                async with connect(f"{where}?{query}", proxy=None):
+                    pass
+        _, output = await asyncio.to_thread(service.stop, signal.SIGTERM)
+    printed = "".join(service.lines) + output + capfd.readouterr().err
+    assert printed.count('route="/ws"') == 3
+    assert ticket not in printed
+    assert ALICE not in printed
+
+
+async def test_a_handshake_at_any_other_path_is_a_404_with_an_id(api: FakeApp) -> None:
+    address = api.base_url.replace("http", "ws")
+    for path in ("/nope", "/generate"):
+        with pytest.raises(InvalidStatus) as caught:
+            async with connect(address + path):
+                pass
+        response = caught.value.response
+        assert response.status_code == 404
+        assert response.headers["x-request-id"]
+        assert json.loads(response.body)["code"] == "not_found"

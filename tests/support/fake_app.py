@@ -18,6 +18,7 @@ from service.config import Settings
 from service.domain.clock import ManualClock
 from service.providers.fake import FakeProvider, Script
 from service.resources import Resources
+from service.serving.options import uvicorn_options
 from service.storage.tickets import MemoryTicketStore
 from service.telemetry.metrics import Metrics
 from service.wiring import assemble
@@ -54,7 +55,7 @@ class FakeApp:
 
     def ends(self, transport: str) -> dict[str, float]:
         """Return how many streams ended, by reason, without the reasons that none had."""
-        reasons = ("complete", "client_disconnect", "error", "cancelled")
+        reasons = ("complete", "client_disconnect", "slow_client", "error", "cancelled")
         counts = {
             reason: self.value("llm_api_stream_ends_total", transport=transport, reason=reason) for reason in reasons
         }
@@ -77,6 +78,8 @@ def fake_settings(**sections: Any) -> Settings:
         "readiness": {"mode": "off"},
         "auth": {"enabled": False},
     }
+    # A stop need not wait for jobs that nobody will step on.
+    given["jobs"] = {"drain_s": 0.001, **sections.pop("jobs", {})}
     return Settings.model_validate({**given, **sections})
 
 
@@ -133,8 +136,8 @@ async def fake_app(script: Script | None = None, **sections: Any) -> AsyncIterat
     app = create_app(fake_settings(**sections), parts.opener)
     async with LifespanManager(app) as manager:
         transport = httpx.ASGITransport(app=manager.app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://api.test") as client:
-            yield parts.running(app, client, manager.app, "http://api.test")
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            yield parts.running(app, client, manager.app, "http://localhost")
 
 
 @asynccontextmanager
@@ -145,12 +148,8 @@ async def fake_app_on_socket(script: Script | None = None, **sections: Any) -> A
     app = create_app(settings, parts.opener)
     config = uvicorn.Config(
         app,
-        log_config=None,
-        access_log=False,
-        lifespan="on",
+        **uvicorn_options(settings),
         timeout_graceful_shutdown=5,
-        ws="websockets-sansio",
-        ws_max_size=settings.server.max_message_bytes,
     )
     config.load()
     server = uvicorn.Server(config)

@@ -18,6 +18,7 @@ from typing_extensions import override
 from service.app import create_app
 from service.config import Settings
 from service.resources import Resources
+from service.serving.options import uvicorn_options
 from service.wiring import open_resources
 
 START_TIMEOUT_S = 60
@@ -54,12 +55,9 @@ def serving(settings: Settings) -> Iterator[LiveService]:
 
     config = uvicorn.Config(
         create_app(settings, opener),
+        **uvicorn_options(settings),
         log_level="warning",
-        access_log=False,
-        lifespan="on",
         timeout_graceful_shutdown=5,
-        ws="websockets-sansio",
-        ws_max_size=settings.server.max_message_bytes,
     )
     server = Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -79,6 +79,22 @@ async def test_a_client_that_is_gone_at_any_message_ends_its_generation_quietly(
     assert api.value("llm_api_unhandled_errors_total", place="websocket") == 0
 
 
+@pytest.mark.parametrize("breaks_at", ["started", "delta", "usage", "done"])
+async def test_a_client_that_is_gone_ends_every_generation_quietly(
+    api: FakeApp, unretrieved: list[dict[str, Any]], caplog: pytest.LogCaptureFixture, breaks_at: str
+) -> None:
+    driver = Driver(api, breaks_at)
+    for name in "abc":
+        driver.client_says(type="generate", id=name, prompt="x")
+    await driver.run()
+    gc.collect()
+    assert unretrieved == []
+    assert all(call.closed.is_set() for call in api.provider.calls)
+    assert api.ends("ws") == {"client_disconnect": 3}
+    assert api.value("llm_api_unhandled_errors_total", place="websocket") == 0
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 async def test_a_client_that_is_gone_when_it_should_hear_of_a_failure_is_no_defect(
     api: FakeApp, unretrieved: list[dict[str, Any]]
 ) -> None:

@@ -9,7 +9,7 @@ from service.auth.authenticator import KeyAuthenticator
 from service.auth.keys import new_key
 from service.config import AuthSettings, KeySettings
 from service.domain.clock import ManualClock
-from service.domain.principal import ANONYMOUS
+from service.domain.principal import ANONYMOUS, Principal
 from service.errors import Unauthenticated
 
 KEY = "alice-key-0123456789"
@@ -100,3 +100,24 @@ def test_broken_file_leaves_the_keys_as_they_were_and_is_logged_once(
 def test_start_with_a_file_that_cannot_be_read_fails(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         over_file(tmp_path / "absent", ManualClock())
+
+
+def test_principal_is_renewed_by_name_with_the_models_of_now() -> None:
+    settings = AuthSettings(enabled=True, keys={"alice": KeySettings(key=SecretStr(KEY), models=("gpt-4o",))})
+    assert KeyAuthenticator(settings, ManualClock()).renew(Principal("alice")).models == ("gpt-4o",)
+
+
+def test_principal_whose_key_was_taken_out_of_the_file_is_not_renewed(tmp_path: Path) -> None:
+    path, clock = tmp_path / "keys", ManualClock()
+    path.write_text(f"alice:{KEY}")
+    authenticator = over_file(path, clock)
+    alice = authenticator.authenticate(KEY)
+    assert authenticator.renew(alice) == alice
+    path.write_text(f"bob:{OTHER}")
+    clock.advance(1)
+    with pytest.raises(Unauthenticated):
+        authenticator.renew(alice)
+
+
+def test_everybody_is_renewed_where_authentication_is_off() -> None:
+    assert KeyAuthenticator(AuthSettings(enabled=False), ManualClock()).renew(ANONYMOUS) == ANONYMOUS

@@ -44,6 +44,11 @@ def test_production_has_no_playground_and_no_notes() -> None:
     assert "note" not in text
 
 
+def test_development_without_a_model_says_that_answers_are_simulated() -> None:
+    assert "simulated model" in banner(settings(), ADDRESS)
+    assert "simulated model" not in banner(settings(OPENAI_API_KEY="sk-0123456789abcdef"), ADDRESS)
+
+
 def test_development_without_a_store_says_what_is_lost() -> None:
     assert "end with this process" in banner(settings(), ADDRESS)
     assert "end with this process" not in banner(settings(REDIS_URL="redis://store"), ADDRESS)

@@ -5,9 +5,10 @@ import json
 import logging
 import sys
 
+import pytest
 from uvicorn.protocols.websockets import websockets_sansio_impl
 
-from service.serving.logs import REFUSED_HANDSHAKE, JsonFormatter, RefusedHandshakes, TextFormatter
+from service.serving.logs import HANDSHAKE_LINE, REFUSED_HANDSHAKE, Handshakes, JsonFormatter, TextFormatter
 
 
 def record(message: str, *arguments: object, **extra: object) -> logging.LogRecord:
@@ -47,5 +48,13 @@ def test_exception_goes_with_its_line() -> None:
 
 def test_refused_handshakes_are_no_errors() -> None:
     assert REFUSED_HANDSHAKE in inspect.getsource(websockets_sansio_impl), "uvicorn says it in other words now"
-    assert not RefusedHandshakes().filter(record(REFUSED_HANDSHAKE))
-    assert RefusedHandshakes().filter(record("Exception in ASGI application"))
+    assert not Handshakes().filter(record(REFUSED_HANDSHAKE))
+    assert Handshakes().filter(record("Exception in ASGI application"))
+
+
+@pytest.mark.parametrize("outcome", ["[accepted]", "403", "%d"])
+def test_lines_with_a_handshakes_query_are_dropped(outcome: str) -> None:
+    line = f'%s - "WebSocket %s" {outcome}'
+    assert HANDSHAKE_LINE in line
+    assert line in inspect.getsource(websockets_sansio_impl), "uvicorn says it in other words now"
+    assert not Handshakes().filter(record(line, "127.0.0.1:1", "/ws?ticket=secret"))

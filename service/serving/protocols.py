@@ -1,0 +1,125 @@
+"""uvicorn's protocols, with an end for clients that do not read, and with every departure noticed."""
+
+import asyncio
+from typing import ClassVar
+
+from typing_extensions import override
+from uvicorn._types import ASGI3Application, ASGISendEvent
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.utils import ClientDisconnected
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+WRITE_TIMEOUT_S = 30.0
+"""Seconds for which writing may be stuck. The kernel's buffer and 64 KiB of ours are full by then, and not 48 KiB were
+read: that is no slow network but a client that has stopped reading, and holds an upstream call."""
+SLOW_CLIENT = "llm_api.slow_client"
+"""What is true in the scope of a connection that was ended for that; ``service.api.disconnect`` reads it."""
+
+MAX_PIPELINED = 16
+"""Requests that may wait for the one before them, before we stop reading. No client in use sends more than a few."""
+MAX_PIPELINED_BODY_BYTES = 262_144
+"""What their bodies may take together, before we stop reading."""
+
+
+class _BoundedWrites(asyncio.Protocol):
+    """Aborts the connection when its write buffer stays over the mark for too long. Costs nothing while it does not.
+
+    Aborts and does not close: closing waits for the buffer to empty, which is what does not happen. The application is
+    told as of any other departure.
+    """
+
+    write_timeout_s: ClassVar[float] = WRITE_TIMEOUT_S
+
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
+    _stuck: asyncio.TimerHandle | None = None
+
+    @override
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stuck = self.loop.call_later(self.write_timeout_s, self._give_up)
+
+    @override
+    def resume_writing(self) -> None:
+        self._forget()
+        super().resume_writing()
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget()
+        super().connection_lost(exc)
+
+    def _forget(self) -> None:
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
+
+    def _give_up(self) -> None:
+        self._mark_slow()
+        self.transport.abort()
+
+    def _mark_slow(self) -> None:
+        raise NotImplementedError
+
+
+class HttpProtocol(_BoundedWrites, HttpToolsProtocol):
+    """uvicorn's, which notices a departure only for the newest request of a connection, and not while one is queued.
+
+    It stops reading once a request is pipelined, and a transport that is not read does not tell that its peer is gone.
+    Here reading goes on within bounds; past them a departure is noticed only when the request that runs is over.
+    """
+
+    _answered: RequestResponseCycle | None = None
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.pipeline.clear()
+        super().connection_lost(exc)
+        cycle = self._answered
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+
+    @override
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self._go_on_reading()
+
+    @override
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        self._go_on_reading()
+
+    def _go_on_reading(self) -> None:
+        if (
+            0 < len(self.pipeline) <= MAX_PIPELINED
+            and sum(len(cycle.body) for cycle, _ in self.pipeline) <= MAX_PIPELINED_BODY_BYTES
+        ):
+            self.flow.resume_reading()
+
+    @override
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
+
+    @override
+    def _mark_slow(self) -> None:
+        if self._answered is not None:
+            self._answered.scope[SLOW_CLIENT] = True  # type: ignore[literal-required] # servers may add keys
+
+
+class WebSocketProtocol(_BoundedWrites, WebSocketsSansIOProtocol):
+    """uvicorn's, which calls a message behind its own close frame (a missed pong, bad UTF-8) a mistake of ours."""
+
+    @override
+    async def send(self, message: ASGISendEvent) -> None:
+        try:
+            await super().send(message)
+        except RuntimeError as error:
+            if self.close_sent and message["type"] in {"websocket.send", "websocket.close"}:
+                raise ClientDisconnected from error
+            raise
+
+    @override
+    def _mark_slow(self) -> None:
+        self.scope[SLOW_CLIENT] = True  # type: ignore[literal-required] # servers may add keys
