@@ -1,6 +1,7 @@
 """uvicorn's protocols, with an end for clients that do not read, and with every departure noticed."""
 
 import asyncio
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from typing_extensions import override
@@ -21,7 +22,7 @@ MAX_PIPELINED_BODY_BYTES = 262_144
 """What their bodies may take together, before we stop reading."""
 
 
-class _BoundedWrites(asyncio.Protocol):
+class _BoundedWrites(asyncio.Protocol, ABC):
     """Aborts the connection when its write buffer stays over the mark for too long. Costs nothing while it does not.
 
     Aborts and does not close: closing waits for the buffer to empty, which is what does not happen. The application is
@@ -58,8 +59,9 @@ class _BoundedWrites(asyncio.Protocol):
         self._mark_slow()
         self.transport.abort()
 
+    @abstractmethod
     def _mark_slow(self) -> None:
-        raise NotImplementedError
+        """Say in the scope of whatever is being answered why its client is taken to have left."""
 
 
 class HttpProtocol(_BoundedWrites, HttpToolsProtocol):
