@@ -13,9 +13,8 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
 from service.api.anthropic.errors import error_body as anthropic_body
-from service.api.anthropic.errors import status_of as anthropic_status
 from service.api.openai.errors import error_body as openai_body
-from service.api.openai.errors import status_of as openai_status
+from service.api.vendor import status_of
 from service.errors import (
     FieldError,
     InvalidRequest,
@@ -63,9 +62,9 @@ def render_error(error: ServiceError, scope: Scope) -> Response:
         headers["Connection"] = "close"
     if path.startswith("/v1/messages") or (path.startswith("/v1/models") and _is_anthropic(scope)):
         headers["request-id"] = request_id
-        return _json(anthropic_body(error, request_id), anthropic_status(error), headers)
+        return _json(anthropic_body(error, request_id), status_of(error), headers)
     if path.startswith("/v1/"):
-        return _json(openai_body(error, request_id), openai_status(error), headers)
+        return _json(openai_body(error, request_id), status_of(error), headers)
     return _json(problem(error, request_id), error.status, headers, "application/problem+json")
 
 

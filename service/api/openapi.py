@@ -22,7 +22,9 @@ def completed_openapi(app: FastAPI) -> Callable[[], dict[str, Any]]:
             document = generate()
             components = document.setdefault("components", {})
             schemas = components.setdefault("schemas", {})
-            _add(schemas, "Problem", Problem.model_json_schema(ref_template="#/components/schemas/{model}"))
+            problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(problem.pop("$defs", {}))
+            schemas["Problem"] = problem
             components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
             for path, operations in document["paths"].items():
                 for operation in operations.values():
@@ -40,8 +42,3 @@ def completed_openapi(app: FastAPI) -> Callable[[], dict[str, Any]]:
         return app.openapi_schema
 
     return openapi
-
-
-def _add(schemas: dict[str, Any], name: str, schema: dict[str, Any]) -> None:
-    schemas.update(schema.pop("$defs", {}))
-    schemas[name] = schema

@@ -1,8 +1,10 @@
-"""What the surfaces of both vendors share: open bodies, and the failures they document."""
+"""What the surfaces of both vendors share: open bodies, the statuses of errors, and the failures they document."""
 
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+
+from service.errors import InvalidRequest, ModelNotFound, ServiceError
 
 _FAILURES = {
     400: "A field is wrong, and named; or the provider rejects this very request.",
@@ -28,6 +30,15 @@ class Open(BaseModel):
 def as_text_parts(value: Any) -> Any:
     """Take a string for a list of one text part, so that errors name one path and not each branch of a union."""
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+
+def status_of(error: ServiceError) -> int:
+    """Return a vendor's status for the error: both have a 400 for validation and a 404 for an unknown model."""
+    if isinstance(error, ModelNotFound):
+        return 404
+    if isinstance(error, InvalidRequest):
+        return 400
+    return error.status
 
 
 def failures(shape: Any, *statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -7,7 +7,7 @@ Sources, strongest first: command line, environment (``LLM_API_`` and ``__`` bet
 from service.config.keys import digest_of, fits_a_header, read_keys_file
 from service.config.printing import effective_yaml, json_schema, reference_table
 from service.config.problems import ConfigError, Problem
-from service.config.profiles import Installed, is_loopback, unenforced, with_profile_defaults
+from service.config.profiles import Installed, is_loopback, unenforced, user_cache_dir, with_profile_defaults
 from service.config.sections import (
     AdmissionSettings,
     AuthSettings,
@@ -63,5 +63,6 @@ __all__ = [
     "read_keys_file",
     "reference_table",
     "unenforced",
+    "user_cache_dir",
     "with_profile_defaults",
 ]

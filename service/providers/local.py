@@ -6,18 +6,12 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from ctypes.util import find_library
 from importlib.metadata import PackageNotFoundError, distribution
-from pathlib import Path
 
-from service.config import EmbeddedSettings
+from service.config import EmbeddedSettings, user_cache_dir
 from service.providers.child import run_child
 
 STOP_STRINGS = ("\nQuestion", "Question:", "\n\n", "\nAnswer:")
 """Where an answer ends: the model would go on to invent the next question by itself."""
-
-
-def default_cache_folder() -> Path:
-    """Return our folder in the user's cache (XDG Base Directory Specification)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm-api"
 
 
 def openmp_environment() -> Mapping[str, str]:
@@ -41,7 +35,7 @@ async def open_local_model(settings: EmbeddedSettings) -> AsyncIterator[str]:
 
     Raises ``service.providers.child.ChildFailedError`` if it does not come up; if it dies later it is started again.
     """
-    folder = settings.cache_dir or default_cache_folder()
+    folder = settings.cache_dir or user_cache_dir()
     arguments = ["service.providers.local_server", "--cache-dir", str(folder / "model")]
     if settings.threads is not None:
         arguments += ["--threads", str(settings.threads)]

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import quote
 
-from service.config import EmbeddedSettings, Problem
+from service.config import EmbeddedSettings, Problem, user_cache_dir
 from service.errors import StoreUnavailable
 
 logger = logging.getLogger(__name__)
@@ -44,12 +44,6 @@ _PR_SET_PDEATHSIG = 1
 def embedded_store_available() -> bool:
     """Whether the extra ``local`` is installed, with a server for this machine."""
     return server_binary() is not None
-
-
-def user_cache_dir(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the folder where this user's caches of ours belong (XDG Base Directory Specification)."""
-    base = environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "llm-api"
 
 
 @contextmanager

@@ -14,10 +14,10 @@ from urllib.parse import unquote
 import pytest
 import redis
 
-from service.config import EmbeddedSettings
+from service.config import EmbeddedSettings, user_cache_dir
 from service.errors import StoreUnavailable
 from service.storage import embedded
-from service.storage.embedded import open_embedded_store, open_embedded_valkey, server_binary, user_cache_dir
+from service.storage.embedded import open_embedded_store, open_embedded_valkey, server_binary
 from tests.support.redis_server import eventually
 
 pytestmark = pytest.mark.skipif(server_binary() is None, reason="the extra `local` is not installed")

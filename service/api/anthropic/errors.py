@@ -6,7 +6,8 @@ proxies and load balancers do not know; the ``anthropic`` SDK retries both alike
 
 from typing import Any
 
-from service.errors import InvalidRequest, ModelNotFound, ServiceError
+from service.api.vendor import status_of
+from service.errors import ServiceError
 
 _TYPES = {
     400: "invalid_request_error",
@@ -22,15 +23,6 @@ _TYPES = {
     503: "overloaded_error",
     504: "timeout_error",
 }
-
-
-def status_of(error: ServiceError) -> int:
-    """Return the vendor's status for the error: its validation is a 400 and its unknown model a 404."""
-    if isinstance(error, ModelNotFound):
-        return 404
-    if isinstance(error, InvalidRequest):
-        return 400
-    return error.status
 
 
 def error_body(error: ServiceError, request_id: str) -> dict[str, Any]:

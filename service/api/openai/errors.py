@@ -6,9 +6,8 @@ SDK raises the class that its users expect.
 
 from typing import Any
 
+from service.api.vendor import status_of
 from service.errors import (
-    InvalidRequest,
-    ModelNotFound,
     PermissionDenied,
     RateLimited,
     ServiceError,
@@ -27,15 +26,6 @@ _CODES: tuple[tuple[type[ServiceError], str], ...] = (
     (Unauthenticated, "invalid_api_key"),
     (RateLimited, "rate_limit_exceeded"),
 )
-
-
-def status_of(error: ServiceError) -> int:
-    """Return the vendor's status for the error: its validation is a 400 and its unknown model a 404."""
-    if isinstance(error, ModelNotFound):
-        return 404
-    if isinstance(error, InvalidRequest):
-        return 400
-    return error.status
 
 
 def error_body(error: ServiceError, request_id: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 import pytest
 
-from service.api.anthropic.errors import error_body, status_of
+from service.api.anthropic.errors import error_body
+from service.api.vendor import status_of
 from service.errors import (
     InternalError,
     InvalidRequest,
