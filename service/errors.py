@@ -8,14 +8,17 @@
     ├── Unauthenticated           401   credential missing or wrong
     ├── PermissionDenied          403   credential right, not allowed
     ├── NotFound                  404   no such path
-    │   └── JobNotFound           404   no such job of this caller's
+    │   ├── JobNotFound           404   no such job of this caller's
+    │   └── StreamNotFound        404   no such stream of this caller's, or it is not kept any more
     ├── MethodNotAllowed          405   the path has other methods
     ├── RequestTimeout            408   the body does not come
     ├── RequestTooLarge           413   body over the limit
     ├── IdempotencyConflict       409   same key, other body
     ├── Cancelled                 499   the caller asked for the end of it
     ├── RateLimited               429   this principal's budget is spent
-    ├── Overloaded                503   our own queue is full, or we are draining
+    ├── Overloaded                503   our own queue is full
+    ├── Draining                  503   this process is stopping
+    ├── StreamInterrupted         503   the process that generated a resumable stream is gone
     ├── StoreUnavailable          503   Redis did not answer: our fault, never the caller's 401
     ├── InternalError             500   a defect of ours
     └── UpstreamError
@@ -133,6 +136,13 @@ class JobNotFound(NotFound):
     title = "No such job"
 
 
+class StreamNotFound(NotFound):
+    """No such stream, one that is not kept any more, or someone else's: they look alike on purpose."""
+
+    code = "stream_not_found"
+    title = "No such stream"
+
+
 class RequestTimeout(ServiceError):  # noqa: N818
     """The rest of the body did not come in time."""
 
@@ -159,7 +169,7 @@ class IdempotencyConflict(ServiceError):  # noqa: N818
 
 
 class Cancelled(ServiceError):  # noqa: N818
-    """The caller ended it. On the WebSocket alone: elsewhere nobody is left to be told."""
+    """The caller ended it, on the WebSocket or by ``DELETE /streams/{stream_id}``; elsewhere nobody is left to tell."""
 
     code = "cancelled"
     status = 499
@@ -182,6 +192,24 @@ class Overloaded(ServiceError):  # noqa: N818
     status = 503
     retryable = True
     title = "The service is overloaded"
+
+
+class Draining(ServiceError):  # noqa: N818
+    """This process is stopping; another takes the same request."""
+
+    code = "draining"
+    status = 503
+    retryable = True
+    title = "The process is stopping"
+
+
+class StreamInterrupted(ServiceError):  # noqa: N818
+    """The process that generated a resumable stream died; what it had written is there, the rest is not."""
+
+    code = "stream_interrupted"
+    status = 503
+    retryable = True
+    title = "The stream was interrupted"
 
 
 class StoreUnavailable(ServiceError):  # noqa: N818

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from service.auth.base import Authenticator, TicketStore
 from service.config import Settings
 from service.domain.clock import Clock
+from service.engine.drain import Drain
 from service.engine.generation import GenerationService
 from service.engine.jobs import JobService
 from service.engine.readiness import ReadinessCheck
@@ -19,6 +20,7 @@ class Resources:
     clock: Clock
     metrics: Metrics
     authenticator: Authenticator
+    drain: Drain
     tickets: TicketStore
     generation: GenerationService
     jobs: JobService

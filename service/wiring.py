@@ -12,6 +12,7 @@ from service.auth.base import TicketStore
 from service.config import Profile, ProviderKind, Settings
 from service.domain.clock import Clock, SystemClock
 from service.engine.catalogue import ModelCatalogue
+from service.engine.drain import Drain
 from service.engine.generation import GenerationService
 from service.engine.jobs import JobRunner, JobService
 from service.engine.readiness import ReadinessCheck
@@ -122,6 +123,7 @@ async def assemble(
         clock=clock,
         metrics=metrics,
         authenticator=KeyAuthenticator(settings.auth, clock),
+        drain=Drain(settings.drain),
         tickets=tickets,
         generation=generation,
         jobs=JobService(queue=queue, generation=generation, clock=clock),

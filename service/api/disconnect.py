@@ -8,6 +8,8 @@ from typing import Literal, TypeVar
 from fastapi import Request
 from starlette.types import Receive, Scope
 
+from service.engine.drain import Drain, Stage
+
 T = TypeVar("T")
 
 SLOW_CLIENT = "llm_api.slow_client"
@@ -24,14 +26,20 @@ def departure(scope: Scope) -> Literal["client_disconnect", "slow_client"]:
 
 
 @asynccontextmanager
-async def cancelled_on_disconnect(receive: Receive) -> AsyncIterator[Callable[[], object]]:
+async def cancelled_on_disconnect(receive: Receive, drain: Drain) -> AsyncIterator[Callable[[], object]]:
     """Cancel the block as soon as the client leaves, and raise ``ClientDisconnected`` then.
 
-    The request's body must have been read: whatever comes after it is the disconnect. Nothing else tells us while the
-    provider is silent, and every token that it goes on to write is paid for. Calling what is given ends the listening.
+    Raises ``Draining`` instead where the process stops and has no more time for it. The request's body must have been
+    read: whatever comes after it is the disconnect. Nothing else tells us while the provider is silent, and every token
+    that it goes on to write is paid for. Calling what is given ends the listening.
     """
     loop = asyncio.get_running_loop()
-    left = False
+    left = cut = False
+
+    def cut_short() -> None:
+        nonlocal cut
+        cut = True
+        guard.reschedule(loop.time())
 
     async def wait_for_disconnect() -> None:
         nonlocal left
@@ -44,17 +52,20 @@ async def cancelled_on_disconnect(receive: Receive) -> AsyncIterator[Callable[[]
         async with asyncio.timeout(None) as guard:
             listener = loop.create_task(wait_for_disconnect())
             try:
-                yield listener.cancel
+                with drain.told(Stage.CUTTING, cut_short):
+                    yield listener.cancel
             finally:
                 listener.cancel()
     except TimeoutError:
-        if not left:
-            raise
-        raise ClientDisconnected from None
+        if left:
+            raise ClientDisconnected from None
+        if cut:
+            raise drain.error() from None
+        raise
 
 
 async def until_disconnect(request: Request, work: Awaitable[T]) -> T:
     """Return what ``work`` gives; cancel it and raise ``ClientDisconnected`` if the client leaves first."""
-    async with cancelled_on_disconnect(request.receive):
+    async with cancelled_on_disconnect(request.receive, request.state.resources.drain):
         return await work
     raise AssertionError("the block above returns or raises")

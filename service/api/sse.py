@@ -36,7 +36,7 @@ def json_event(name: str, payload: Any) -> bytes:
 
 
 class TextFraming:
-    """Frames a generation for our own streams; see :class:`service.api.streaming.Framing`."""
+    """Frames a generation for our own streams; see :class:`service.engine.framing.Framing`."""
 
     def __init__(self, *, request_id: str, model: str) -> None:
         """``model`` is named where the provider does not say which one answers."""

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
-from typing import Literal, Protocol
+from typing import Literal
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -13,7 +13,9 @@ from typing_extensions import override
 from service.api.disconnect import SLOW_CLIENT, ClientDisconnected, cancelled_on_disconnect, departure
 from service.api.sse import MEDIA_TYPE
 from service.domain.generation import Chunk
+from service.engine.framing import Framing
 from service.errors import InternalError, ServiceError
+from service.resources import Resources
 from service.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -23,22 +25,6 @@ HEADERS = (
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),
 )
-
-
-class Framing(Protocol):
-    """How chunks become bytes on one kind of stream. One instance serves one response, and may keep its state."""
-
-    def chunk(self, chunk: Chunk) -> bytes:
-        """Frame a chunk; empty where it gives nothing to send."""
-        ...
-
-    def end(self) -> bytes:
-        """Frame the end of a generation that finished."""
-        ...
-
-    def failure(self, error: ServiceError) -> bytes:
-        """Frame the end of one that failed after the status was sent."""
-        ...
 
 
 class EventStreamResponse(Response):
@@ -51,7 +37,7 @@ class EventStreamResponse(Response):
     def __init__(
         self,
         stream: AbstractAsyncContextManager[AsyncIterator[Chunk]],
-        framing: Framing,
+        framing: Framing[Chunk],
     ) -> None:
         self._stream = stream
         self._framing = framing
@@ -63,11 +49,12 @@ class EventStreamResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream; raise ``ServiceError`` only before the status."""
         reason = "cancelled"
-        metrics: Metrics = scope["state"]["resources"].metrics
+        resources: Resources = scope["state"]["resources"]
+        metrics = resources.metrics
         active = metrics.streams_active.labels("sse")
         active.inc()
         try:
-            async with cancelled_on_disconnect(receive) as stop_listening, self._stream as chunks:
+            async with cancelled_on_disconnect(receive, resources.drain) as stop_listening, self._stream as chunks:
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
                 terminal, reason = await self._send_chunks(chunks, send, metrics, scope["received_at"])
                 # Servers call a response's end a disconnect too: it must not cut the closing of the upstream short.

@@ -12,6 +12,7 @@ from service.config.sections import (
     AdmissionSettings,
     AuthSettings,
     CorsSettings,
+    DrainSettings,
     EmbeddedSettings,
     JobSettings,
     KeySettings,
@@ -27,6 +28,7 @@ from service.config.sections import (
     Section,
     ServerSettings,
     Settings,
+    StreamSettings,
     TimeoutSettings,
 )
 from service.config.sources import load_settings
@@ -36,6 +38,7 @@ __all__ = [
     "AuthSettings",
     "ConfigError",
     "CorsSettings",
+    "DrainSettings",
     "EmbeddedSettings",
     "Installed",
     "JobSettings",
@@ -53,6 +56,7 @@ __all__ = [
     "Section",
     "ServerSettings",
     "Settings",
+    "StreamSettings",
     "TimeoutSettings",
     "digest_of",
     "effective_yaml",

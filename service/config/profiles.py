@@ -27,6 +27,11 @@ DEFAULT_MODELS: Mapping[str, ProviderKind] = {
 """The public models where none are configured, with the vendor of each."""
 
 
+PRODUCTION_DELAY_S = 10.0
+"""Between the signal and the refusal of new work: kube-proxy needs about 3 s to notice (kubernetes issue 43576), a
+gateway behind it 10 s and more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Installed:
     """What the extra ``local`` brings."""
@@ -88,6 +93,12 @@ def with_profile_defaults(settings: Settings, embedded_model: bool) -> Settings:
         ),
         auth=_changed(
             settings.auth, enabled=not open_to_all if settings.auth.enabled is None else settings.auth.enabled
+        ),
+        drain=_changed(
+            settings.drain,
+            delay_s=(0.0 if development else PRODUCTION_DELAY_S)
+            if settings.drain.delay_s is None
+            else settings.drain.delay_s,
         ),
     )
 

@@ -328,6 +328,37 @@ class ReadinessSettings(Section):
     """Which model to ask; the first configured one when left out."""
 
 
+class StreamSettings(Section):
+    """How streams are sent and kept."""
+
+    headers_after_s: Seconds = 0.5
+    """The status is sent with the first content, or after this time with a comment. A failure until then is a status of
+    its own, later one an ``error`` event."""
+    keepalive_s: Seconds = 15.0
+    """After so much silence a comment is sent, so that no proxy takes the connection for dead (many wait 60 s)."""
+    kept_s: Seconds = 300.0
+    """How long a resumable stream can be continued after its end."""
+    orphan_s: Seconds = 60.0
+    """How long a resumable stream goes on with no client listening; then it is cancelled."""
+    lease_s: Seconds = 5.0
+    """A process that did not renew its lease for so long is taken for dead, and its resumable streams for
+    interrupted."""
+    events_max: Count = 20_000
+    """Events that are kept of a resumable stream; of a longer one, the newest."""
+
+
+class DrainSettings(Section):
+    """What a stop (SIGTERM) does to what runs. A pod needs both times and 15 s more as its grace period."""
+
+    delay_s: float | None = Field(None, ge=0, le=3_600)
+    """New work is still taken for so long, while endpoints and load balancers notice; in production 10, in development
+    0 when left out."""
+    timeout_s: Seconds = 180.0
+    """Then what runs has so long to finish; what does not gets an error that says so."""
+    readiness: Literal["immediate", "after_delay", "never"] = "immediate"
+    """When ``/ready`` turns to 503: with the signal, when new work is refused, or not at all."""
+
+
 class JobSettings(Section):
     """Background jobs."""
 
@@ -374,6 +405,10 @@ class Settings(Section):
     """How work is let in."""
     readiness: ReadinessSettings = ReadinessSettings()
     """When ``/ready`` says yes."""
+    streams: StreamSettings = StreamSettings()
+    """How streams are sent and kept."""
+    drain: DrainSettings = DrainSettings()
+    """What a stop does to what runs."""
     jobs: JobSettings = JobSettings()
     """Background jobs."""
     embedded: EmbeddedSettings = EmbeddedSettings()

@@ -1,0 +1,126 @@
+"""How a process stops without breaking its word: what changes when, from the signal to the end."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+
+from service.config import DrainSettings
+from service.errors import Draining
+
+logger = logging.getLogger(__name__)
+
+CLEAN_UP_S = 5.0
+"""Seconds after the deadline in which what was cut short writes its last event and closes its upstream call."""
+
+
+class Stage(IntEnum):
+    """How far a stop has come. Each stage is reached once, in this order."""
+
+    SERVING = 0
+    NOTICED = 1
+    """The signal has come: connections are not kept, new ones still served while endpoints notice."""
+    REFUSING = 2
+    """New work is refused; what runs goes on."""
+    CUTTING = 3
+    """The time is up: what still runs ends with an error that says so."""
+    DRAINED = 4
+    """Nothing runs any more, or we gave up waiting."""
+
+
+class Drain:
+    """Counts what runs, and leads it through the stages once :meth:`run` is called.
+
+    Not safe for threads: all of it happens in one event loop.
+    """
+
+    def __init__(self, settings: DrainSettings) -> None:
+        self._settings = settings
+        self.stage = Stage.SERVING
+        self._running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._listeners: dict[Stage, set[Callable[[], object]]] = {stage: set() for stage in Stage}
+
+    @property
+    def ready(self) -> bool:
+        """Whether ``/ready`` may say yes, as far as the stop is concerned."""
+        match self._settings.readiness:
+            case "immediate":
+                return self.stage < Stage.NOTICED
+            case "after_delay":
+                return self.stage < Stage.REFUSING
+            case "never":
+                return True
+
+    @property
+    def running(self) -> int:
+        """How many pieces of work run."""
+        return self._running
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """Count a piece of work, which a stop waits for."""
+        self._running += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
+
+    @contextmanager
+    def told(self, stage: Stage, listener: Callable[[], object]) -> Iterator[None]:
+        """Call ``listener`` when the stage is reached within the block; at once if it has been."""
+        if self.stage >= stage:
+            listener()
+            yield
+            return
+        listeners = self._listeners[stage]
+        listeners.add(listener)
+        try:
+            yield
+        finally:
+            listeners.discard(listener)
+
+    def error(self) -> Draining:
+        """Make what work is refused or cut short with."""
+        return Draining("this process is stopping: send the request again, it will reach another", retry_after_s=1.0)
+
+    async def run(self, *, delay_s: float | None = None) -> None:
+        """Go through all stages; return when the process may end. Called twice, it does nothing.
+
+        ``delay_s`` replaces the setting, for a stop that no endpoint has to notice.
+        """
+        if self.stage is not Stage.SERVING:
+            return
+        delay_s = (self._settings.delay_s or 0.0) if delay_s is None else delay_s
+        logger.info(
+            "draining", extra={"running": self._running, "delay_s": delay_s, "timeout_s": self._settings.timeout_s}
+        )
+        self._reach(Stage.NOTICED)
+        if delay_s:
+            await asyncio.sleep(delay_s)
+        self._reach(Stage.REFUSING)
+        if not await self._idle_within(self._settings.timeout_s):
+            logger.warning("drain deadline: what still runs is cut short", extra={"running": self._running})
+            self._reach(Stage.CUTTING)
+            if not await self._idle_within(CLEAN_UP_S):
+                logger.error("gave up waiting for what still runs", extra={"running": self._running})
+        self._reach(Stage.DRAINED)
+        logger.info("drained")
+
+    def _reach(self, stage: Stage) -> None:
+        self.stage = stage
+        for listener in tuple(self._listeners[stage]):
+            listener()
+
+    async def _idle_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
