@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Self, TypeVar
 
 from service.domain.clock import Clock, Deadline
+from service.domain.estimates import delta_size, input_size, tokens_in
 from service.domain.generation import (
     Chunk,
     Completion,
@@ -84,7 +85,8 @@ class GenerationService:
         """Open a stream whose first content has arrived; leaving it closes the upstream connection.
 
         What fails before that content is raised on entering, what fails later by the iterator, which ends by itself
-        only after a finish reason.
+        only after a finish reason. One that is left or fails after its first content is counted too: the provider bills
+        what it read and wrote, and where it did not come to say how much, we estimate.
         """
         async with AsyncExitStack() as stack:
 
@@ -112,6 +114,7 @@ class GenerationService:
                     self._succeeded(entry, route, observed.usage)
                 else:
                     self._count(entry, route, observed.failure or outcome)
+                    self._count_tokens(entry, route, observed.usage or observed.estimated_usage(request))
 
     async def _first_that_can(
         self, entry: ModelEntry, call: Callable[[Provider, Route, Deadline], Awaitable[T]]
@@ -147,9 +150,12 @@ class GenerationService:
         self.last_failure = None
         self._count(entry, route, "ok")
         if usage is not None:
-            tokens = self._metrics.tokens
-            tokens.labels(route.provider, entry.name, "input").inc(usage.input_tokens)
-            tokens.labels(route.provider, entry.name, "output").inc(usage.output_tokens)
+            self._count_tokens(entry, route, usage)
+
+    def _count_tokens(self, entry: ModelEntry, route: Route, usage: Usage) -> None:
+        tokens = self._metrics.tokens
+        tokens.labels(route.provider, entry.name, "input").inc(usage.input_tokens)
+        tokens.labels(route.provider, entry.name, "output").inc(usage.output_tokens)
 
     def _count(self, entry: ModelEntry, route: Route, outcome: str) -> None:
         self._metrics.upstream_requests.labels(route.provider, entry.name, outcome).inc()
@@ -161,7 +167,8 @@ class _ObservedStream:
     def __init__(self, first: Chunk, rest: AsyncIterator[Chunk]) -> None:
         self._first: Chunk | None = first
         self._rest = rest
-        self.usage: Usage | None = None
+        self._seen_bytes = sum(map(delta_size, first.deltas))
+        self.usage = first.usage
         self.ended = False
         """Whether the provider's stream came to its own end."""
         self.failure: str | None = None
@@ -182,9 +189,15 @@ class _ObservedStream:
             except Exception as error:
                 self.failure = _code_of(error)
                 raise
+            for delta in chunk.deltas:
+                self._seen_bytes += delta_size(delta)
         if chunk.usage is not None:
             self.usage = chunk.usage
         return chunk
+
+    def estimated_usage(self, request: GenerationRequest) -> Usage:
+        """Guess the tokens that the provider bills for what came, handed on or not."""
+        return Usage(tokens_in(input_size(request)), tokens_in(self._seen_bytes), estimated=True)
 
 
 async def _first_content(chunks: AsyncIterator[Chunk]) -> Chunk:

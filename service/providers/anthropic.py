@@ -15,6 +15,7 @@ from yarl import URL
 
 from service.config import ProviderSettings
 from service.domain.clock import Clock, Deadline
+from service.domain.estimates import input_size
 from service.domain.generation import (
     Chunk,
     Completion,
@@ -50,7 +51,7 @@ from service.providers.http import (
     text_of,
 )
 from service.providers.keys import KeyRing, SdkHeaders
-from service.providers.wire import SchemaError, input_size, invalid_answer
+from service.providers.wire import SchemaError, invalid_answer
 
 NO_KEY = "none"
 """Sent to servers that need no key: without one the SDK would look for credentials on this machine."""

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import orjson
 
+from service.domain.estimates import estimated_usage
 from service.domain.generation import (
     Choice,
     Completion,
@@ -23,7 +24,7 @@ from service.domain.generation import (
     Usage,
 )
 from service.errors import InvalidRequest
-from service.providers.wire import SchemaError, estimated_usage, parts_other_than
+from service.providers.wire import SchemaError, parts_other_than
 
 DEFAULT_MAX_TOKENS = 4096
 """Sent where the caller gave none: the API insists on one, and the oldest models take no more."""

@@ -16,6 +16,7 @@ from yarl import URL
 
 from service.config import ProviderSettings
 from service.domain.clock import Clock, Deadline
+from service.domain.estimates import input_size, size_of, tokens_in
 from service.domain.generation import (
     Chunk,
     Completion,
@@ -40,7 +41,7 @@ from service.providers.openai_wire import (
     usage_of,
 )
 from service.providers.surrogates import SurrogateJoiner
-from service.providers.wire import SchemaError, input_size, invalid_answer, size_of, tokens_in
+from service.providers.wire import SchemaError, invalid_answer
 
 NO_KEY = "none"
 """Sent to servers that need no key: the SDK insists on one."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from service.domain.estimates import estimated_usage
 from service.domain.generation import (
     Choice,
     Completion,
@@ -27,7 +28,7 @@ from service.domain.generation import (
     Usage,
 )
 from service.errors import InvalidRequest
-from service.providers.wire import SchemaError, estimated_usage, parts_other_than
+from service.providers.wire import SchemaError, parts_other_than
 
 FINISH_REASONS: Mapping[str, FinishReason] = {
     "stop": FinishReason.STOP,

@@ -1,11 +1,10 @@
-"""What the dialects have in common when they are parsed: what is wrong with an answer, and guessing token counts."""
+"""What the dialects have in common when they are parsed: what is wrong with an answer, what cannot be translated."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import msgspec
 
-from service.domain.generation import Choice, GenerationRequest, TextPart, ToolCall, ToolResult, Usage
 from service.errors import UpstreamInvalid
 
 
@@ -22,42 +21,6 @@ def invalid_answer(exc: ValueError, provider: str) -> UpstreamInvalid:
     else:
         reason = "is not JSON"
     return UpstreamInvalid(f"the provider's answer {reason}", provider=provider)
-
-
-def estimated_usage(input_bytes: int, choices: Iterable[Choice]) -> Usage:
-    """Guess the tokens of an answer whose provider gave no figures: one for four bytes of UTF-8, as is usual."""
-    output_bytes = sum(
-        size_of(choice.text)
-        + size_of(choice.reasoning)
-        + size_of(choice.refusal)
-        + sum(size_of(call.name) + size_of(call.arguments) for call in choice.tool_calls)
-        for choice in choices
-    )
-    return Usage(tokens_in(input_bytes), tokens_in(output_bytes), estimated=True)
-
-
-def tokens_in(size_bytes: int) -> int:
-    """Guess how many tokens a text has."""
-    return -(-size_bytes // 4)
-
-
-def size_of(text: str) -> int:
-    """Count the bytes of a text in UTF-8."""
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-
-
-def input_size(request: GenerationRequest) -> int:
-    """Count the bytes of a request's texts."""
-    size = 0
-    for message in request.messages:
-        for part in message.parts:
-            if isinstance(part, TextPart):
-                size += size_of(part.text)
-            elif isinstance(part, ToolCall):
-                size += size_of(part.arguments)
-            elif isinstance(part, ToolResult):
-                size += size_of(part.content)
-    return size
 
 
 def parts_other_than(known: Collection[str], messages: object) -> Iterator[tuple[str, str]]:

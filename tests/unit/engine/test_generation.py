@@ -236,7 +236,6 @@ async def test_a_stream_never_falls_back_once_it_has_content(bench: Bench) -> No
     assert seen == "Hel"
     assert bench.second.calls == []
     assert bench.outcomes() == {("first", "upstream_unavailable"): 1}
-    assert bench.tokens() == {}
 
 
 async def test_startup_chunks_come_with_the_first_content_in_one(bench: Bench) -> None:
@@ -289,6 +288,56 @@ async def test_leaving_early_closes_the_call_and_counts_as_cancelled(bench: Benc
     assert bench.first.calls[0].closed.is_set()
     assert bench.outcomes() == {("first", "cancelled"): 1}
     assert bench.service.last_success_at is None
+
+
+async def test_a_stream_that_was_left_counts_what_was_asked_and_what_had_come(bench: Bench) -> None:
+    request = GenerationRequest("m", (Message.of_text("user", "x" * 40), Message.of_text("user", "y")))
+    bench.first.script = Script(pieces=("12345678", "é" * 4, "never read"))
+    async with bench.service.stream(request, CONTEXT) as chunks:
+        await anext(chunks)
+        await anext(chunks)
+    assert bench.tokens() == {"input": 11, "output": 4}
+
+
+async def test_content_that_was_never_handed_on_was_written_all_the_same(bench: Bench) -> None:
+    bench.first.script = Script(pieces=(ROLE, "12345678"))
+    async with bench.service.stream(REQUEST, CONTEXT):
+        pass
+    assert bench.tokens() == {"input": 1, "output": 2}
+
+
+async def test_a_stream_that_failed_counts_every_kind_of_output(bench: Bench) -> None:
+    calls = (ToolCallDelta(0, id="c", name="find", arguments="{"), ToolCallDelta(1, arguments="12345"))
+    pieces = (
+        Chunk(deltas=(Delta(reasoning="12"), Delta(choice=1, text="34"))),
+        Chunk(deltas=(Delta(refusal="12"), Delta(tool_calls=calls))),
+        UpstreamUnavailable("gone"),
+    )
+    bench.first.script = Script(pieces=pieces)
+    with pytest.raises(UpstreamUnavailable):
+        await streamed(bench)
+    assert bench.tokens() == {"input": 1, "output": 4}
+    assert bench.outcomes() == {("first", "upstream_unavailable"): 1}
+
+
+@pytest.mark.parametrize(("pieces", "read"), [((), 0), (("Hel",), 2)])
+async def test_the_providers_own_figures_are_used_for_a_stream_that_was_left_if_they_came(
+    bench: Bench, pieces: tuple[str, ...], read: int
+) -> None:
+    bench.first.script = Script(pieces=pieces, usage=Usage(70, 80))
+    async with bench.service.stream(REQUEST, CONTEXT) as chunks:
+        for _ in range(read):
+            await anext(chunks)
+    assert bench.outcomes() == {("first", "cancelled"): 1}
+    assert bench.tokens() == {"input": 70, "output": 80}
+
+
+async def test_a_stream_without_content_costs_nothing_that_we_know_of(bench: Bench) -> None:
+    bench.first.script = Script(pieces=(ROLE, UpstreamUnavailable("gone")))
+    bench.second.script = Script(before=UpstreamUnavailable("gone"))
+    with pytest.raises(UpstreamUnavailable):
+        await streamed(bench)
+    assert bench.tokens() == {}
 
 
 async def test_a_defect_of_whoever_reads_is_not_the_providers(bench: Bench) -> None:
