@@ -11,14 +11,15 @@ class StreamLog(Protocol):
     """Numbered events, each written once by the process that owns the stream, read by any.
 
     A log ends once: with its owner's last event, or with one that somebody else put there, since the caller ended the
-    stream or the owner is gone. Nothing comes behind that, whatever the owner still writes.
+    stream or the owner is gone. Nothing comes behind that, whatever the owner still writes. A terminal event that is
+    not the owner's has the number ``FOREIGN_END``, greater than any that a client may have been told.
     """
 
     async def create(self, record: StreamRecord, on_end: Callable[[bytes], object]) -> None:
         """Begin a log that this process owns; raise ``StoreUnavailable``.
 
         ``on_end`` is called, once, with the frame of the terminal event when somebody else ended the log, within 250 ms
-        of that: the owner must stop generating then.
+        of that: the owner must stop generating then. Its client is told that frame under ``FOREIGN_END`` too.
         """
         ...
 
@@ -26,7 +27,8 @@ class StreamLog(Protocol):
         """Write the owner's next events, in order. Does not wait: they are kept in the background, in order.
 
         While the store is away they wait here, within bounds; a log whose bounds are passed ends with its
-        ``interruption``, and its owner goes on for the client it has. After the last event the owner owns it no more.
+        ``interruption``, and its owner goes on for the client it has. After the last event, or when somebody else ended
+        the log, or where the store lost it, this process owns it no more: further events are dropped.
         """
         ...
 
@@ -37,11 +39,11 @@ class StreamLog(Protocol):
     def follow(self, stream_id: str, after: int) -> AbstractAsyncContextManager[AsyncIterator[Sequence[StreamEvent]]]:
         """Read the events whose number is greater than ``after``, those to come too, up to the last one.
 
-        Entering raises ``StreamNotFound`` where events after ``after`` are not kept any more, ``StoreUnavailable``
-        where the store does not answer; the iterator raises ``StoreUnavailable`` where it stays away for long. The
-        iterator ends without an event where ``after`` is that of the last one or greater and the log has ended, but for
-        a log that its owner did not end: there the terminal event comes whatever ``after`` is, with a number greater
-        than it, unless ``after`` is that very number.
+        The iterator ends without an event where the log has ended and no number in it is greater than ``after``. A wait
+        for the next events can be cancelled, and loses none. Entering raises ``StreamNotFound`` where events after
+        ``after`` are not kept any more, ``StoreUnavailable`` where the store does not answer. The iterator raises
+        ``StreamNotFound`` where what comes next was forgotten meanwhile, ``StoreUnavailable`` where the store stays
+        away for long: a gap is never passed over.
         """
         ...
 
@@ -50,7 +52,7 @@ class StreamLog(Protocol):
         ...
 
     async def is_followed(self, stream_id: str) -> bool:
-        """Whether any process follows it now. Raise ``StoreUnavailable``."""
+        """Whether any process follows it, or did until a few seconds ago. Raise ``StoreUnavailable``."""
         ...
 
     async def flush(self) -> None:

@@ -1,11 +1,14 @@
 """The connection to the shared store, and its failures in our words."""
 
 import asyncio
+import logging
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.client import Pipeline
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -15,6 +18,8 @@ from typing_extensions import override
 from service.config import RedisSettings
 from service.errors import StoreUnavailable
 
+logger = logging.getLogger(__name__)
+
 MAX_CONNECTIONS = 64
 """For each process; commands are short, so a few serve thousands of requests a second."""
 CONNECT_FACTOR = 5
@@ -22,18 +27,30 @@ CONNECT_FACTOR = 5
 
 
 @asynccontextmanager
-async def open_redis(settings: RedisSettings) -> AsyncIterator[Redis]:
+async def open_redis(
+    settings: RedisSettings, *, patience_s: float = 0.0, max_connections: int = MAX_CONNECTIONS
+) -> AsyncIterator[Redis]:
     """Open a pool of connections to ``redis.url``, which must be set; it connects with the first command.
 
-    Does not wait for the store: its outage must not keep us from starting. Nothing is retried, so that a command ends
-    after ``timeout_s``, or after six times that when it needs a new connection.
+    Does not wait for the store: its outage must not keep us from starting. Nothing is retried, so that a command, or a
+    pipeline as a whole, ends after ``timeout_s``, or after six times that when it needs a new connection. What works in
+    the background, with nobody waiting for it, gives each command ``patience_s`` more.
     """
+    client = redis_client(settings, patience_s=patience_s, max_connections=max_connections)
+    try:
+        yield client
+    finally:
+        await close_redis(client)
+
+
+def redis_client(settings: RedisSettings, *, patience_s: float = 0.0, max_connections: int = MAX_CONNECTIONS) -> Redis:
+    """Make what ``open_redis`` opens, to be closed by ``close_redis``."""
     if settings.url is None:
         raise ValueError("redis.url is not set")
     pool = _Pool.from_url(
         settings.url.get_secret_value(),
         connect_timeout_s=settings.timeout_s * CONNECT_FACTOR,
-        max_connections=MAX_CONNECTIONS,
+        max_connections=max_connections,
         timeout=settings.timeout_s,
         # The library's own timeouts are off, see _Client.
         socket_timeout=None,
@@ -41,12 +58,13 @@ async def open_redis(settings: RedisSettings) -> AsyncIterator[Redis]:
         retry=Retry(NoBackoff(), 0),
         protocol=2,
     )
-    client = _Client(settings.timeout_s, pool)
-    try:
-        yield client
-    finally:
-        await client.aclose()
-        await pool.aclose()
+    return _Client(settings.timeout_s + patience_s, pool)
+
+
+async def close_redis(client: Redis) -> None:
+    """Close a client and its connections."""
+    await client.aclose()
+    await client.connection_pool.aclose()
 
 
 @contextmanager
@@ -56,6 +74,28 @@ def redis_errors() -> Iterator[None]:
         yield
     except (RedisError, OSError, TimeoutError) as error:
         raise StoreUnavailable(f"the shared store did not answer ({type(error).__name__})") from error
+
+
+class StoreOutage:
+    """Tells the log once that the store is away, and once that it is back, however often it is tried in between."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._since: float | None = None
+
+    def lasts(self, error: StoreUnavailable) -> float:
+        """Note a failure; return for how many seconds there have been nothing but failures."""
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+            logger.warning("%s: waiting for the shared store", self._what, extra={"error": str(error)})
+        return now - self._since
+
+    def over(self) -> None:
+        """Note a success."""
+        if self._since is not None:
+            logger.info("%s: the shared store is back", self._what, extra={"away_s": time.monotonic() - self._since})
+            self._since = None
 
 
 class _Pool(BlockingConnectionPool):
@@ -90,3 +130,25 @@ class _Client(Redis):
     ) -> Any:
         async with asyncio.timeout(self._timeout_s):
             return await super()._send_command_parse_response(conn, command_name, *args, **options)  # type: ignore[no-untyped-call]
+
+    @override
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        return _Pipeline(self._timeout_s, self.connection_pool, self.response_callbacks, transaction, shard_hint)
+
+
+class _Pipeline(Pipeline):
+    """Bounds the time of all its commands together: the library sends them without asking the client."""
+
+    def __init__(self, timeout_s: float, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._timeout_s = timeout_s
+
+    @override
+    async def _execute_pipeline(self, *arguments: Any) -> Any:
+        async with asyncio.timeout(self._timeout_s):
+            return await super()._execute_pipeline(*arguments)
+
+    @override
+    async def _execute_transaction(self, *arguments: Any) -> Any:
+        async with asyncio.timeout(self._timeout_s):
+            return await super()._execute_transaction(*arguments)

@@ -3,7 +3,6 @@
 import secrets
 from collections import OrderedDict
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any
 
 import orjson
@@ -11,7 +10,7 @@ from redis.asyncio import Redis
 
 from service.domain.clock import Clock
 from service.domain.principal import Principal
-from service.domain.ticket import Ticket
+from service.domain.ticket import Ticket, digest_of
 from service.errors import Overloaded, Unauthenticated
 from service.storage.redis import redis_errors
 
@@ -49,12 +48,12 @@ class MemoryTicketStore:
             oldest = next(iter(self._kept.values()))
             raise Overloaded("too many tickets are out", retry_after_s=oldest.expires_at - now)
         value = secrets.token_urlsafe(RANDOM_BYTES)
-        self._kept[_digest(value)] = _Kept(principal, now + self._ttl_s)
+        self._kept[digest_of(value)] = _Kept(principal, now + self._ttl_s)
         return Ticket(value, self._ttl_s)
 
     async def redeem(self, value: str) -> Principal:
         """See ``TicketStore`` in ``service.auth.base``."""
-        kept = self._kept.pop(_digest(value), None)
+        kept = self._kept.pop(digest_of(value), None)
         if kept is None or kept.expires_at <= self._clock.monotonic():
             raise Unauthenticated(_REFUSAL)
         return kept.principal
@@ -83,13 +82,8 @@ class RedisTicketStore:
         return _read(orjson.loads(kept))
 
 
-def _digest(value: str) -> bytes:
-    # Kept as hashes, so that the time of a comparison says nothing about a ticket.
-    return sha256(value.encode("utf-8", "surrogatepass")).digest()
-
-
 def _redis_key(value: str) -> str:
-    return f"{KEY_PREFIX}{_digest(value).hex()}"
+    return f"{KEY_PREFIX}{digest_of(value).hex()}"
 
 
 def _written(principal: Principal) -> bytes:
