@@ -38,6 +38,7 @@ serve: $(STAMP) ## Serve on http://127.0.0.1:8000 with the embedded model; no ke
 .PHONY: test
 test: $(STAMP) ## Run all tests, on a real Redis-protocol server and in a real browser
 	@$(BIN)/python -m tests.support.chromium
+	@$(BIN)/python -m tests.support.old_servers
 	@$(BIN)/pytest $(TESTS)
 
 .PHONY: check

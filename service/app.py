@@ -10,15 +10,16 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from service import __version__
-from service.api import chat, generate, health, jobs, pages, stream, tickets, ws
+from service.api import chat, generate, health, jobs, pages, stream, streams, tickets, ws
 from service.api.anthropic.routes import router as anthropic_router
 from service.api.errors import on_http_exception, on_service_error, on_validation_error
-from service.api.middleware import BodyLimitMiddleware, RequestMiddleware
+from service.api.middleware import IntakeMiddleware, RequestMiddleware
 from service.api.openai.routes import router as openai_router
 from service.api.openapi import completed_openapi
 from service.config import Profile, Settings
 from service.errors import ServiceError
 from service.resources import Resources
+from service.shutdown import drained_at_the_end
 from service.wiring import open_resources
 
 EXPOSED_HEADERS = (
@@ -45,7 +46,7 @@ def create_app(settings: Settings, opener: Opener = open_resources) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
-        async with opener(settings) as resources:
+        async with opener(settings) as resources, drained_at_the_end(resources.drain, resources.metrics):
             yield {"resources": resources}
 
     app = FastAPI(
@@ -58,7 +59,7 @@ def create_app(settings: Settings, opener: Opener = open_resources) -> FastAPI:
     )
     # The last one added is the outermost: the id of a request is on every answer, CORS headers on every one but a
     # defect's, and the size is looked at before anything is read.
-    app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.server.max_body_bytes)
+    app.add_middleware(IntakeMiddleware, max_body_bytes=settings.server.max_body_bytes)
     if settings.cors.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -72,7 +73,7 @@ def create_app(settings: Settings, opener: Opener = open_resources) -> FastAPI:
     app.add_exception_handler(ServiceError, on_service_error)
     app.add_exception_handler(RequestValidationError, on_validation_error)
     app.add_exception_handler(HTTPException, on_http_exception)
-    for module in (generate, chat, stream, jobs, tickets, ws, health):
+    for module in (generate, chat, stream, streams, jobs, tickets, ws, health):
         app.include_router(module.router)
     app.include_router(openai_router)
     app.include_router(anthropic_router)

@@ -61,12 +61,19 @@ class ServiceError(Exception):
     """The class of failure in a few words, the same for every occurrence (RFC 9457 section 3.1.3)."""
 
     def __init__(
-        self, message: str, *, retry_after_s: float | None = None, fields: tuple[FieldError, ...] = ()
+        self,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        fields: tuple[FieldError, ...] = (),
+        resume: str | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.retry_after_s = retry_after_s
         self.fields = fields
+        self.resume = resume
+        """The path at which what was begun can be continued, if it can."""
 
 
 class InternalError(ServiceError):

@@ -9,6 +9,7 @@ from service.engine.drain import Drain
 from service.engine.generation import GenerationService
 from service.engine.jobs import JobService
 from service.engine.readiness import ReadinessCheck
+from service.engine.resumption import ResumableStreams
 from service.telemetry.metrics import Metrics
 
 
@@ -23,5 +24,6 @@ class Resources:
     drain: Drain
     tickets: TicketStore
     generation: GenerationService
+    streams: ResumableStreams
     jobs: JobService
     readiness: ReadinessCheck

@@ -16,6 +16,8 @@ from service.engine.drain import Drain
 from service.engine.generation import GenerationService
 from service.engine.jobs import JobRunner, JobService
 from service.engine.readiness import ReadinessCheck
+from service.engine.resumption import ResumableStreams
+from service.engine.stream_log import StreamLog
 from service.providers.base import Provider
 from service.providers.build import open_provider
 from service.providers.local import open_local_model
@@ -23,7 +25,9 @@ from service.providers.simulator import open_simulator
 from service.resources import Resources
 from service.storage.embedded import embedded_store_available, open_embedded_store
 from service.storage.memory_jobs import MemoryJobQueue
+from service.storage.memory_streams import MemoryStreamLog
 from service.storage.redis import open_redis
+from service.storage.redis_streams import RedisStreamLog
 from service.storage.tickets import MemoryTicketStore, RedisTicketStore
 from service.telemetry.metrics import Metrics
 from service.telemetry.server import open_metrics_server
@@ -69,13 +73,28 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         for name, provider in settings.providers.items():
             providers[name] = await stack.enter_async_context(open_provider(name, provider, clock=clock))
         tickets: TicketStore
+        stream_log: StreamLog
         if settings.redis.url is not None:
             redis = await stack.enter_async_context(open_redis(settings.redis))
             tickets = RedisTicketStore(redis, ttl_s=settings.auth.ticket_ttl_s)
+            stream_log = await stack.enter_async_context(
+                RedisStreamLog(
+                    redis=redis, redis_settings=settings.redis, settings=settings.streams, metrics=metrics
+                ).opened()
+            )
         else:
             tickets = MemoryTicketStore(ttl_s=settings.auth.ticket_ttl_s, clock=clock)
+            stream_log = await stack.enter_async_context(
+                MemoryStreamLog(settings=settings.streams, clock=clock).opened()
+            )
         yield await assemble(
-            stack, settings=settings, providers=providers, tickets=tickets, metrics=metrics, clock=clock
+            stack,
+            settings=settings,
+            providers=providers,
+            tickets=tickets,
+            stream_log=stream_log,
+            metrics=metrics,
+            clock=clock,
         )
 
 
@@ -85,6 +104,7 @@ async def assemble(
     settings: Settings,
     providers: Mapping[str, Provider],
     tickets: TicketStore,
+    stream_log: StreamLog,
     metrics: Metrics,
     clock: Clock,
 ) -> Resources:
@@ -93,6 +113,7 @@ async def assemble(
     What runs in the background is closed by ``stack``.
     """
     catalogue = ModelCatalogue(settings.models)
+    drain = Drain(settings.drain)
     generation = GenerationService(
         catalogue=catalogue,
         providers=providers,
@@ -113,9 +134,12 @@ async def assemble(
         generation=generation,
         settings=settings.readiness,
         model=catalogue.first_chat_model(),
+        drain=drain,
         metrics=metrics,
         clock=clock,
     )
+    streams = ResumableStreams(log=stream_log, settings=settings.streams, drain=drain, metrics=metrics)
+    await stack.enter_async_context(streams.running())
     await stack.enter_async_context(queue.opened())
     await stack.enter_async_context(readiness.running())
     return Resources(
@@ -123,9 +147,10 @@ async def assemble(
         clock=clock,
         metrics=metrics,
         authenticator=KeyAuthenticator(settings.auth, clock),
-        drain=Drain(settings.drain),
+        drain=drain,
         tickets=tickets,
         generation=generation,
+        streams=streams,
         jobs=JobService(queue=queue, generation=generation, clock=clock),
         readiness=readiness,
     )

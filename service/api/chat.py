@@ -6,12 +6,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from service.api.bodies import documented_body, read_body
-from service.api.deps import Context, Generation
+from service.api.deps import AllResources, Context, Generation
 from service.api.disconnect import until_disconnect
 from service.api.responses import CALLER, EVENT_STREAM, UPSTREAM, json_response, problems
+from service.api.resumption import OVER, documented_headers, event_stream
 from service.api.schemas import AssistantMessage, ChatAnswer, ChatBody
 from service.api.sse import TextFraming
-from service.api.streaming import EventStreamResponse
 
 router = APIRouter(tags=["generation"])
 
@@ -26,16 +26,16 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
 @router.post(
     "/chat",
     response_model=ChatAnswer,
-    responses={**ANSWERS, **problems(*CALLER, *UPSTREAM)},
-    openapi_extra=documented_body(ChatBody),
+    responses={**ANSWERS, **OVER, **problems(404, *CALLER, *UPSTREAM)},
+    openapi_extra=documented_headers(documented_body(ChatBody)),
 )
-async def chat(request: Request, generation: Generation, context: Context) -> Response:
+async def chat(request: Request, resources: AllResources, generation: Generation, context: Context) -> Response:
     """Answer a conversation."""
     body = await read_body(request, ChatBody)
     asked = body.to_request()
     if body.stream:
         framing = TextFraming(request_id=context.request_id, model=body.model)
-        return EventStreamResponse(generation.stream(asked, context), framing)
+        return await event_stream(request, resources, context, generation.stream(asked, context), framing)
     completion = await until_disconnect(request, generation.complete(asked, context))
     choice = completion.choices[0]
     return json_response(

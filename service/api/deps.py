@@ -1,5 +1,6 @@
 """What routes ask for by name: the process's resources, and who is calling."""
 
+from hmac import compare_digest
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -8,6 +9,7 @@ from starlette.requests import HTTPConnection
 
 from service.config import Settings, is_loopback
 from service.domain.principal import ANONYMOUS, Principal, RequestContext
+from service.domain.ticket import digest_of
 from service.engine.generation import GenerationService
 from service.engine.jobs import JobService
 from service.engine.readiness import ReadinessCheck
@@ -155,7 +157,36 @@ def _context(connection: HTTPConnection, *, principal: Principal) -> RequestCont
     )
 
 
+async def get_stream_context(
+    connection: HTTPConnection, resources: Annotated[Resources, Depends(get_resources)]
+) -> RequestContext:
+    """Authenticate as :func:`get_browser_context`, for routes that continue a stream too.
+
+    There the ticket that began a stream is good again, for that stream alone: browsers reconnect to the same address.
+    """
+    try:
+        return await get_browser_context(connection, resources)
+    except Unauthenticated:
+        stream_id = connection.path_params.get("stream_id") or _continued_stream(connection)
+        ticket = connection.query_params.get("ticket")
+        if stream_id is None or ticket is None or header_credential(connection) is not None:
+            raise
+        record = await resources.streams.find(stream_id)
+        digest = digest_of(ticket).hex()
+        if record is None or record.ticket_digest is None or not compare_digest(record.ticket_digest, digest):
+            raise
+        principal = resources.authenticator.renew(Principal(record.principal))
+        return _context(connection, principal=principal)
+
+
+def _continued_stream(connection: HTTPConnection) -> str | None:
+    """Return the id of the stream that the request continues, if it does; the route looks at the rest of it."""
+    stream_id, _, number = connection.headers.get("last-event-id", "").rpartition(":")
+    return stream_id if number else None
+
+
 Context = Annotated[RequestContext, Depends(get_context)]
+StreamContext = Annotated[RequestContext, Depends(get_stream_context)]
 BrowserContext = Annotated[RequestContext, Depends(get_browser_context)]
 Generation = Annotated[GenerationService, Depends(get_generation)]
 Jobs = Annotated[JobService, Depends(get_jobs)]

@@ -38,15 +38,17 @@ async def cancelled_on_disconnect(receive: Receive, drain: Drain) -> AsyncIterat
 
     def cut_short() -> None:
         nonlocal cut
-        cut = True
-        guard.reschedule(loop.time())
+        if not left:  # what is being left has no more time anyway
+            cut = True
+            guard.reschedule(loop.time())
 
     async def wait_for_disconnect() -> None:
         nonlocal left
         while (await receive())["type"] != "http.disconnect":
             pass
-        left = True
-        guard.reschedule(loop.time())
+        if not cut:
+            left = True
+            guard.reschedule(loop.time())
 
     try:
         async with asyncio.timeout(None) as guard:

@@ -42,6 +42,8 @@ def problem(error: ServiceError, request_id: str) -> dict[str, Any]:
         "retryable": error.retryable,
         "request_id": request_id,
     }
+    if error.resume is not None:
+        body["resume"] = error.resume
     if error.fields:
         body["errors"] = [
             {"field": fault.field, "message": fault.message, "type": fault.type} for fault in error.fields

@@ -1,4 +1,4 @@
-"""What happens to every request, as plain ASGI: its id, its size, its count, and the defect that nobody expected."""
+"""What happens to every request, as plain ASGI: its id, its size, its count, its place in a stop, the defect."""
 
 import asyncio
 import contextlib
@@ -10,10 +10,13 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
-from service.api.disconnect import ClientDisconnected
+from service.api.disconnect import ClientDisconnected, departure
 from service.api.errors import render_error
 from service.api.request_id import request_id_from
-from service.errors import InternalError, RequestTimeout, RequestTooLarge
+from service.api.streaming import OUTCOME
+from service.engine.drain import Drain, Stage
+from service.errors import InternalError, RequestTimeout, RequestTooLarge, ServiceError
+from service.resources import Resources
 from service.telemetry.metrics import Metrics
 
 logger = logging.getLogger("service.access")
@@ -22,17 +25,20 @@ UNMATCHED = "unmatched"
 """The route label of a path that no route has: paths themselves are an open set."""
 METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 """Methods that are a metric label of their own; any other word counts as ``other``."""
+PROBES = frozenset({"/health", "/ready"})
+"""Paths that are answered as long as the process runs: no stop waits for them or refuses them."""
 
 CLIENT_LEFT = 499
 """The status of a request whose client did not wait for one."""
 INTERNAL_ERROR = 1011
-"""Close code (RFC 6455 section 7.4.1)."""
+SERVICE_RESTART = 1012
+"""Close codes (RFC 6455 section 7.4.1, and the IANA registry that it founded)."""
 BODY_IDLE_S = 30.0
 """Seconds for which a body may stand still: longer than a lost packet or a change of networks takes."""
 
-DRAIN_BYTES = 16 * 1024 * 1024
-DRAIN_S = 5.0
-DRAIN_IDLE_S = 0.5
+REST_BYTES = 16 * 1024 * 1024
+REST_S = 5.0
+REST_IDLE_S = 0.5
 """How much of a refused body is read before it is answered, for how long, and how long it may stand still."""
 
 _DEPARTURES = (ClientDisconnected, ClientDisconnect, WebSocketDisconnect)
@@ -53,22 +59,24 @@ class RequestMiddleware:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
+        resources: Resources = scope["state"]["resources"]
         scope["request_id"] = request_id_from(_header(scope, b"x-request-id"))
-        answer = _Answer(send, scope["request_id"])
+        answer = _Answer(send, scope, resources.drain)
         scope["received_at"] = answer.began_at
-        if scope["type"] == "websocket":
-            await self._serve_socket(scope, receive, answer)
+        serve = self._serve_socket if scope["type"] == "websocket" else self._serve_request
+        if scope["path"] in PROBES or resources.drain.stage >= Stage.REFUSING:
+            await serve(scope, receive, answer, resources.metrics)
         else:
-            await self._serve_request(scope, receive, answer)
+            with resources.drain.work():
+                await serve(scope, receive, answer, resources.metrics)
 
-    async def _serve_request(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
-        metrics: Metrics = scope["state"]["resources"].metrics
+    async def _serve_request(self, scope: Scope, receive: Receive, answer: "_Answer", metrics: Metrics) -> None:
         metrics.in_flight.inc()
         try:
             await self._app(scope, receive, answer.send)
         except _DEPARTURES:
             # The client left, while we worked or while it sent its body: nobody is there to be answered.
-            pass
+            scope.setdefault(OUTCOME, departure(scope))
         except Exception as exc:  # the outer edge of a request: a defect becomes a 500 with an id that can be looked up
             error = _defect(exc, scope, metrics, place="http")
             if answer.status:
@@ -80,8 +88,7 @@ class RequestMiddleware:
             duration_s = _account(scope, metrics, method, answer)
             metrics.http_duration.labels(_route_of(scope), method).observe(duration_s)
 
-    async def _serve_socket(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
-        metrics: Metrics = scope["state"]["resources"].metrics
+    async def _serve_socket(self, scope: Scope, receive: Receive, answer: "_Answer", metrics: Metrics) -> None:
         try:
             await self._app(scope, receive, answer.send)
         except _DEPARTURES:
@@ -104,11 +111,13 @@ class RequestMiddleware:
 
 
 class _Answer:
-    """What goes out: puts the request's id on it, and remembers how it began."""
+    """What goes out: puts the request's id on it, ends connections in a stop, and remembers how it began."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, scope: Scope, drain: Drain) -> None:
         self._send = send
-        self._header = (b"x-request-id", request_id.encode())
+        self._scope = scope
+        self._drain = drain
+        self._header = (b"x-request-id", scope["request_id"].encode())
         self.began_at = time.monotonic()
         self.status = 0
         """0 until an answer has begun."""
@@ -124,20 +133,30 @@ class _Answer:
         else:
             self.status = status
             message["headers"] = [*message.get("headers", ()), self._header]
-            if status == HTTPStatus.REQUEST_TIMEOUT:
-                # The rest of the body may still come: it must not be taken for the next request.
-                message["headers"].append((b"connection", b"close"))
+            # After a 408 the rest of the body may still come: it must not be taken for the next request.
+            if status == HTTPStatus.REQUEST_TIMEOUT or self._drain.stage:
+                self._close_after(message)
         try:
             await self._send(message)
         except OSError:
             self.is_broken = True
             raise
 
+    def _close_after(self, message: Message) -> None:
+        """Make this the connection's last response. What begins a WebSocket has a ``Connection`` of its own."""
+        if (
+            message["type"] == "http.response.start"
+            and self._scope["http_version"] in {"1.0", "1.1"}  # HTTP/2 knows no such field (RFC 9113 section 8.2.2)
+            and all(name.lower() != b"connection" for name, _ in message["headers"])
+        ):
+            message["headers"].append((b"connection", b"close"))
 
-class BodyLimitMiddleware:
-    """Refuses a body over the limit: when its length is declared, else when the limit is passed.
 
-    Refuses one that stops coming, too. What comes after a body is the client's departure, and may take for ever.
+class IntakeMiddleware:
+    """Refuses what cannot be served: all but probes once a stop has come so far, and a body that is too long.
+
+    A body is refused when a length over the limit is declared, else when the limit is passed, and when it stops coming.
+    What comes after a body is the client's departure, and may take for ever.
     """
 
     def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
@@ -146,14 +165,19 @@ class BodyLimitMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        drain: Drain = scope["state"]["resources"].drain
+        if drain.stage >= Stage.REFUSING and scope["path"] not in PROBES:
+            await _refuse(drain.error(), scope, receive, send)
+            return
+        if scope["type"] == "websocket":
             await self._app(scope, receive, send)
             return
         length = _header(scope, b"content-length")
         if length is not None and length.isdigit() and int(length) > self._max_body_bytes:
-            if _header(scope, b"expect") is None:  # who waits for our word before sending shall not be told to send
-                await _drain(receive)
-            await render_error(self._error(), scope)(scope, receive, send)
+            await _refuse(self._error(), scope, receive, send)
             return
         received = 0
         is_complete = False
@@ -166,7 +190,7 @@ class BodyLimitMiddleware:
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
                 if received > self._max_body_bytes:
-                    await _drain(receive)
+                    await _read_rest(receive)
                     raise self._error()
             is_complete = not message.get("more_body", False)
             return message
@@ -177,21 +201,34 @@ class BodyLimitMiddleware:
         return RequestTooLarge(f"the body is longer than {self._max_body_bytes} bytes; send less")
 
 
-async def _drain(receive: Receive) -> None:
+async def _refuse(error: ServiceError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer what is not served, instead of the application."""
+    if scope["type"] == "websocket":
+        if "websocket.http.response" in scope.get("extensions", ()):
+            await render_error(error, scope)(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": SERVICE_RESTART, "reason": error.title})
+        return
+    if _header(scope, b"expect") is None:  # who waits for our word before sending shall not be told to send
+        await _read_rest(receive)
+    await render_error(error, scope)(scope, receive, send)
+
+
+async def _read_rest(receive: Receive) -> None:
     """Read what a client sends of a body that is refused, and keep nothing of it.
 
     Most clients look for an answer only when they have sent all: they would meet a closed connection instead, take it
     for an outage, and send the same again.
     """
     loop = asyncio.get_running_loop()
-    end = loop.time() + DRAIN_S
-    drained = 0
+    end = loop.time() + REST_S
+    read = 0
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(None) as patience:
-            while drained < DRAIN_BYTES:
-                patience.reschedule(min(end, loop.time() + DRAIN_IDLE_S))
+            while read < REST_BYTES:
+                patience.reschedule(min(end, loop.time() + REST_IDLE_S))
                 message = await receive()
-                drained += len(message.get("body", b""))
+                read += len(message.get("body", b""))
                 if not message.get("more_body", False):
                     return
 
@@ -229,16 +266,17 @@ def _account(scope: Scope, metrics: Metrics, method: str, answer: _Answer) -> fl
     route = _route_of(scope)
     code = int(answer.status) or CLIENT_LEFT
     metrics.http_requests.labels(route, method, str(code)).inc()
-    logger.info(
-        "request",
-        extra={
-            "request_id": scope["request_id"],
-            "method": method,
-            "route": route,
-            "status": code,
-            "duration_ms": round(duration_s * 1_000, 2),
-        },
-    )
+    extra = {
+        "request_id": scope["request_id"],
+        "method": method,
+        "route": route,
+        "status": code,
+        "duration_ms": round(duration_s * 1_000, 2),
+    }
+    outcome = scope.get(OUTCOME)
+    if outcome is not None:
+        extra["outcome"] = outcome
+    logger.info("request", extra=extra)
     return duration_s
 
 

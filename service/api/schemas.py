@@ -56,6 +56,7 @@ class StreamQuery(BaseModel):
     model: Model = DEFAULT_MODEL
     max_tokens: MaxTokens = DEFAULT_MAX_TOKENS
     temperature: Temperature = DEFAULT_TEMPERATURE
+    resumable: bool = Field(False, description="Ask for a stream that can be continued, from any process.")  # noqa: FBT003
     ticket: Annotated[str, StringConstraints(max_length=256)] | None = Field(
         None, description="A single-use credential from `POST /tickets`, for browsers, which can set no header here."
     )
@@ -187,6 +188,7 @@ class Problem(BaseModel):
     code: str
     retryable: bool
     request_id: str
+    resume: str | None = None
     errors: list[FieldFault] | None = None
 
 

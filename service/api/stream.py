@@ -5,11 +5,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from service.api.deps import BrowserContext, Generation
+from service.api.deps import AllResources, Generation, StreamContext
 from service.api.responses import CALLER, EVENT_STREAM, UPSTREAM, problems
+from service.api.resumption import OVER, documented_headers, event_stream
 from service.api.schemas import StreamQuery
 from service.api.sse import TextFraming
-from service.api.streaming import EventStreamResponse
 
 router = APIRouter(tags=["generation"])
 
@@ -21,12 +21,22 @@ STREAMED: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.get("/stream", response_class=Response, responses={**STREAMED, **problems(*CALLER, *UPSTREAM)})
+@router.get(
+    "/stream",
+    response_class=Response,
+    responses={**STREAMED, **OVER, **problems(404, *CALLER, *UPSTREAM)},
+    openapi_extra=documented_headers(),
+)
 async def stream(
-    request: Request, generation: Generation, context: BrowserContext, query: Annotated[StreamQuery, Query()]
+    request: Request,
+    resources: AllResources,
+    generation: Generation,
+    context: StreamContext,
+    query: Annotated[StreamQuery, Query()],
 ) -> Response:
     """Stream the answer to a prompt."""
     # Nobody needs one here, but what comes after the body is taken for the client's departure.
     await request.body()
     framing = TextFraming(request_id=context.request_id, model=query.model)
-    return EventStreamResponse(generation.stream(query.to_request(), context), framing)
+    started = generation.stream(query.to_request(), context)
+    return await event_stream(request, resources, context, started, framing, resumable=query.resumable)

@@ -1,24 +1,33 @@
 """Sending a generation as it comes: one response for every event stream, whatever its framing."""
 
+import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
-from typing import Literal
+from typing import Final, Generic, Literal, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
 from service.api.disconnect import SLOW_CLIENT, ClientDisconnected, cancelled_on_disconnect, departure
+from service.api.keepalive import Wire
 from service.api.sse import MEDIA_TYPE
-from service.domain.generation import Chunk
 from service.engine.framing import Framing
-from service.errors import InternalError, ServiceError
+from service.engine.resumption import StreamOver
+from service.errors import Draining, InternalError, ServiceError
 from service.resources import Resources
 from service.telemetry.metrics import Metrics
 
+T = TypeVar("T")
+
 logger = logging.getLogger(__name__)
+
+Outcome = Literal["complete", "client_disconnect", "slow_client", "error", "cancelled", "draining"]
+OUTCOME: Final = "llm_api.outcome"
+"""Where the scope says how a stream ended, for the log of requests."""
 
 HEADERS = (
     (b"content-type", MEDIA_TYPE.encode()),
@@ -27,69 +36,139 @@ HEADERS = (
 )
 
 
-class EventStreamResponse(Response):
-    """An event stream with exactly one terminal event.
+class EventStreamResponse(Response, Generic[T]):
+    """An event stream with exactly one terminal event, which is never silent for long.
 
-    The generation is opened before the status goes out, so that what fails until then is a status of its own. When
-    the client leaves, the generation is cancelled, which closes the upstream connection.
+    Until the status is out (see :class:`service.api.keepalive.Wire`), what fails is raised, to become a status of its
+    own; later it is the terminal event. When the client leaves, the stream is cancelled, which closes what it holds.
     """
 
     def __init__(
         self,
-        stream: AbstractAsyncContextManager[AsyncIterator[Chunk]],
-        framing: Framing[Chunk],
+        stream: AbstractAsyncContextManager[AsyncIterator[T]],
+        framing: Framing[T],
+        headers: Iterable[tuple[bytes, bytes]] = (),
+        *,
+        preface: bytes = b"",
     ) -> None:
+        """``preface`` goes out with the status, before any event or comment."""
+        self._preface = preface
+        self._outcome: Outcome = "cancelled"
         self._stream = stream
         self._framing = framing
         self.status_code = 200
         self.background = None
-        self.raw_headers = list(HEADERS)
+        self.raw_headers = [*HEADERS, *headers]
 
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the stream; raise ``ServiceError`` only before the status."""
-        reason = "cancelled"
+        """Send the stream; raise only before the status, or where not even a failure can be framed or sent.
+
+        ``StreamOver`` is raised on too, where there is nothing to send.
+        """
         resources: Resources = scope["state"]["resources"]
-        metrics = resources.metrics
-        active = metrics.streams_active.labels("sse")
+        active = resources.metrics.streams_active.labels("sse")
         active.inc()
+        wire = Wire(send, self.raw_headers, resources.settings.streams, preface=self._preface)
         try:
-            async with cancelled_on_disconnect(receive, resources.drain) as stop_listening, self._stream as chunks:
-                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                terminal, reason = await self._send_chunks(chunks, send, metrics, scope["received_at"])
-                # Servers call a response's end a disconnect too: it must not cut the closing of the upstream short.
-                stop_listening()
-                await send({"type": "http.response.body", "body": terminal, "more_body": False})
-                if scope.get(SLOW_CLIENT):
-                    reason = "slow_client"
+            async with cancelled_on_disconnect(receive, resources.drain) as stop_listening:
+                await self._pass_on(wire, stop_listening, resources.metrics, scope["received_at"])
+            if scope.get(SLOW_CLIENT):
+                self._outcome = "slow_client"
         except ClientDisconnected:
-            reason = departure(scope)
-        except ServiceError:
-            reason = "error"
+            self._outcome = departure(scope)
+        except StreamOver:
+            self._outcome = "complete"
+            if not wire.committed:
+                raise
+            with contextlib.suppress(ClientDisconnected):
+                await wire.end(b"")
+        except ServiceError as error:
+            if not wire.ended:
+                self._outcome = _outcome_of(error)
+                if not wire.committed:
+                    raise
+                with contextlib.suppress(ClientDisconnected):
+                    await wire.end(self._framing.failure(error))
+        except Exception:
+            self._outcome = "error"
             raise
         finally:
             active.dec()
-            metrics.stream_ends.labels("sse", reason).inc()
+            scope[OUTCOME] = self._outcome
+            resources.metrics.stream_ends.labels("sse", self._outcome).inc()
+            await wire.close()
+
+    async def _pass_on(
+        self, wire: Wire, stop_listening: Callable[[], object], metrics: Metrics, received_at: float
+    ) -> None:
+        """Send what comes and the terminal event.
+
+        What is raised was not told to the client yet, unless the wire says that it has ended.
+        """
+        try:
+            async with self._stream as chunks:
+                terminal, outcome = await self._send_chunks(chunks, wire, metrics, received_at)
+                # Servers call a response's end a disconnect too: it must not cut the closing of the upstream short.
+                stop_listening()
+                await wire.end(terminal)
+                self._outcome = outcome
+        except (ClientDisconnected, StreamOver):
+            raise
+        except Exception as error:  # the outer edge of a stream: a defect must not end it without a terminal event
+            if _is_cancelled():
+                # What goes wrong while a stream is left is not why it ends.
+                _note(error, metrics)
+                raise asyncio.CancelledError from error
+            if wire.ended:
+                _note(error, metrics)
+            elif not wire.committed:
+                raise
+            else:
+                raise _note(error, metrics) from error
+        if not wire.ended:
+            if _is_cancelled():
+                raise asyncio.CancelledError
+            raise _note(AssertionError("the stream swallowed what ended it"), metrics)
 
     async def _send_chunks(
-        self, chunks: AsyncIterator[Chunk], send: Send, metrics: Metrics, received_at: float
-    ) -> tuple[bytes, Literal["complete", "error"]]:
-        """Send all but the terminal frames; give those, and how the stream ended."""
+        self, chunks: AsyncIterator[T], wire: Wire, metrics: Metrics, received_at: float
+    ) -> tuple[bytes, Outcome]:
+        """Send all but the terminal event; give that, and how the stream ended."""
         framing = self._framing
         first = True
-        failure: ServiceError | None = None
         try:
             async for chunk in chunks:
-                body = framing.chunk(chunk)
-                if body:
-                    await send({"type": "http.response.body", "body": body, "more_body": True})
+                events = framing.chunk(chunk)
+                if events:
+                    await wire.write(events)
                     if first:
                         first = False
                         metrics.time_to_first_token.labels("sse").observe(time.monotonic() - received_at)
-        except ServiceError as error:
-            failure = error
-        except Exception:  # the outer edge of a stream: a defect must not end it without a terminal event
-            logger.exception("stream failed by a defect")
-            metrics.unhandled_errors.labels("stream").inc()
-            failure = InternalError("the stream failed by a defect of the service")
-        return (framing.end(), "complete") if failure is None else (framing.failure(failure), "error")
+            return framing.end(), "complete"
+        except ClientDisconnected:
+            raise
+        except Exception as error:  # the outer edge, as above
+            if _is_cancelled():
+                raise
+            failure = _note(error, metrics)
+        return framing.failure(failure), _outcome_of(failure)
+
+
+def _note(error: Exception, metrics: Metrics) -> ServiceError:
+    """Return what the client is told of a failure; log and count it if no code expected it."""
+    if isinstance(error, ServiceError):
+        return error
+    logger.error("stream failed by a defect", exc_info=error)
+    metrics.unhandled_errors.labels("stream").inc()
+    return InternalError("the stream failed by a defect of the service")
+
+
+def _outcome_of(error: ServiceError) -> Outcome:
+    return "draining" if isinstance(error, Draining) else "error"
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody wants this task to stop: a clean-up that fails must not hide that."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -10,7 +10,7 @@ _FAILURES = {
     400: "A field is wrong, and named; or the provider rejects this very request.",
     401: "No API key, or a wrong one.",
     403: "The key does not allow this.",
-    404: "No such model, or not one of this key's; the message lists those there are.",
+    404: "No such model, or not one of this key's: the message lists those there are; or no such stream to continue.",
     408: "The rest of the body did not come in time.",
     413: "The body is too large.",
     429: "This key's budget is spent; `Retry-After` says until when.",

@@ -16,13 +16,16 @@ from starlette.websockets import WebSocketDisconnect, WebSocketState
 from service.api.deps import AllResources, Generation, get_browser_context, refuse_foreign_page
 from service.api.disconnect import departure
 from service.api.errors import invalid_request, problem, render_error
+from service.api.middleware import SERVICE_RESTART
 from service.api.request_id import request_id_from
 from service.api.schemas import Body, ChatBody, GenerateBody
 from service.api.sse import usage_fields
+from service.api.streaming import OUTCOME
 from service.auth.base import Authenticator
 from service.config import Settings
 from service.domain.generation import FinishReason, Usage
 from service.domain.principal import Principal, RequestContext
+from service.engine.drain import Drain, Stage
 from service.engine.generation import GenerationService
 from service.errors import Cancelled, InternalError, InvalidRequest, NotFound, Overloaded, ServiceError, Unauthenticated
 from service.telemetry.metrics import Metrics
@@ -88,6 +91,7 @@ async def websocket(socket: WebSocket, resources: AllResources, generation: Gene
         authenticator=resources.authenticator,
         settings=resources.settings,
         metrics=resources.metrics,
+        drain=resources.drain,
     ).serve()
 
 
@@ -104,8 +108,8 @@ class _Run:
     """One generation that runs on the socket."""
 
     task: asyncio.Task[None]
-    cancelled: bool = False
-    """Whether the client asked for its end."""
+    cut: ServiceError | None = None
+    """What its client is told when we end it, by the client's wish or since the process stops."""
     ending: bool = False
     """Whether its terminal message is on the way, so that there will be no other."""
 
@@ -120,7 +124,11 @@ class _Close(Exception):  # noqa: N818 - not an error of ours
 
 
 class SocketSession:
-    """One socket's generations. Each started one gets exactly one terminal message: ``done`` or ``error``."""
+    """One socket's generations. Each started one gets exactly one terminal message: ``done`` or ``error``.
+
+    When the process stops, the socket is told, starts nothing any more once new work is refused, and closes as soon as
+    nothing runs on it. Whoever reads is the only one that speaks for the socket as a whole.
+    """
 
     def __init__(
         self,
@@ -131,6 +139,7 @@ class SocketSession:
         authenticator: Authenticator,
         settings: Settings,
         metrics: Metrics,
+        drain: Drain,
     ) -> None:
         self._socket = socket
         self._context = context
@@ -139,12 +148,21 @@ class SocketSession:
         self._max_message_bytes = settings.server.max_message_bytes
         self._max_generations = settings.server.generations_per_socket
         self._metrics = metrics
+        self._drain = drain
         self._running: dict[str, _Run] = {}
+        self._waiting: asyncio.Timeout | None = None
+        """Around the wait for the next message, to end that wait."""
 
     async def serve(self) -> None:
         """Read messages until the client leaves; what still runs then is cancelled, its upstream calls too."""
+        told = self._drain.told
         try:
-            await self._read()
+            with (
+                told(Stage.NOTICED, self._wake),
+                told(Stage.REFUSING, self._wake),
+                told(Stage.CUTTING, self._cut_generations),
+            ):
+                await self._read()
         except WebSocketDisconnect:
             pass
         except _Close as close:
@@ -157,8 +175,20 @@ class SocketSession:
 
     async def _read(self) -> None:
         """Handle one message after another; raise ``WebSocketDisconnect`` or ``_Close`` at the end."""
+        told = False
         while True:
-            message = await self._socket.receive()
+            if self._drain.stage and not told:
+                told = True
+                await self._send_error(None, self._drain.error())
+            if self._drain.stage >= Stage.REFUSING and not self._running:
+                raise _Close(SERVICE_RESTART, "the process is stopping: connect again, to reach another")
+            try:
+                async with asyncio.timeout(None) as self._waiting:
+                    message = await self._socket.receive()
+            except TimeoutError:
+                continue  # something else has happened
+            finally:
+                self._waiting = None
             if message["type"] == "websocket.disconnect":
                 raise WebSocketDisconnect
             text = message.get("text")
@@ -167,6 +197,23 @@ class SocketSession:
             if len(text) > self._max_message_bytes or len(text.encode()) > self._max_message_bytes:
                 raise _Close(MESSAGE_TOO_BIG, f"a message has at most {self._max_message_bytes} bytes")
             await self._handle(text)
+
+    def _wake(self) -> None:
+        """Let the reader look at the stage, and at what still runs."""
+        if self._waiting is not None:
+            self._waiting.reschedule(asyncio.get_running_loop().time())
+            self._waiting = None  # a second time, before the reader is there, would be an error
+
+    def _cut_generations(self) -> None:
+        for run in self._running.values():
+            self._cut(run, self._drain.error())
+
+    def _cut(self, run: _Run, error: ServiceError) -> None:
+        """End a generation, unless its end is on the way already."""
+        if not run.ending:
+            run.cut = error
+            run.ending = True
+            run.task.cancel()
 
     async def _end_generations(self) -> None:
         tasks = [run.task for run in self._running.values()]
@@ -200,6 +247,8 @@ class SocketSession:
         return None if generation_id in self._running else generation_id
 
     async def _start(self, message: GenerateMessage | ChatMessage) -> None:
+        if self._drain.stage >= Stage.REFUSING:
+            raise self._drain.error()
         if message.id in self._running:
             raise InvalidRequest.at("id", f"a generation {message.id!r} runs already on this socket")
         if len(self._running) >= self._max_generations:
@@ -208,7 +257,7 @@ class SocketSession:
         principal = self._authenticator.renew(self._context.principal)
         task = asyncio.create_task(self._run(message, principal, time.monotonic()))
         self._running[message.id] = _Run(task)
-        task.add_done_callback(lambda _: self._running.pop(message.id, None))
+        task.add_done_callback(lambda _: self._forget(message.id))
         # Let it begin before the next message is read: a task that is cancelled earlier never runs, and tells nothing.
         await asyncio.sleep(0)
 
@@ -216,10 +265,12 @@ class SocketSession:
         run = self._running.get(generation_id)
         if run is None:
             raise InvalidRequest.at("id", f"no generation {generation_id!r} runs on this socket")
-        if run.ending:
-            return
-        run.cancelled = run.ending = True
-        run.task.cancel()
+        self._cut(run, Cancelled("the client cancelled this generation"))
+
+    def _forget(self, generation_id: str) -> None:
+        del self._running[generation_id]
+        if self._drain.stage:
+            self._wake()
 
     async def _run(self, message: GenerateMessage | ChatMessage, principal: Principal, received_at: float) -> None:
         context = RequestContext(request_id=request_id_from(None), principal=principal, received_at=received_at)
@@ -233,10 +284,11 @@ class SocketSession:
             self._running[message.id].ending = True
             await self._send_error(message.id, error, context.request_id)
         except asyncio.CancelledError:
-            if not self._running[message.id].cancelled:
+            cut = self._running[message.id].cut
+            if cut is None:
                 raise
-            reason = "cancelled"
-            await self._send_error(message.id, Cancelled("the client cancelled this generation"), context.request_id)
+            reason = cut.code
+            await self._send_error(message.id, cut, context.request_id)
         except WebSocketDisconnect:
             return
         except Exception:  # the outer edge of the task: a defect must not leave a generation without its end
@@ -247,8 +299,10 @@ class SocketSession:
                 message.id, InternalError("the generation failed by a defect of the service"), context.request_id
             )
         finally:
+            if not reason:
+                reason = self._socket.scope[OUTCOME] = departure(self._socket.scope)
             self._metrics.streams_active.labels("ws").dec()
-            self._metrics.stream_ends.labels("ws", reason or departure(self._socket.scope)).inc()
+            self._metrics.stream_ends.labels("ws", reason).inc()
 
     async def _generate(self, message: GenerateMessage | ChatMessage, context: RequestContext) -> None:
         await self._send(

@@ -3,8 +3,11 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from enum import IntEnum
+from types import TracebackType
+
+from typing_extensions import override
 
 from service.config import DrainSettings
 from service.errors import Draining
@@ -29,6 +32,11 @@ class Stage(IntEnum):
     """Nothing runs any more, or we gave up waiting."""
 
 
+def longest_run_s(settings: DrainSettings) -> float:
+    """Return the most seconds that :meth:`Drain.run` takes."""
+    return (settings.delay_s or 0.0) + settings.timeout_s + CLEAN_UP_S
+
+
 class Drain:
     """Counts what runs, and leads it through the stages once :meth:`run` is called.
 
@@ -38,9 +46,7 @@ class Drain:
     def __init__(self, settings: DrainSettings) -> None:
         self._settings = settings
         self.stage = Stage.SERVING
-        self._running = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._work = _Work()
         self._listeners: dict[Stage, set[Callable[[], object]]] = {stage: set() for stage in Stage}
 
     @property
@@ -57,19 +63,11 @@ class Drain:
     @property
     def running(self) -> int:
         """How many pieces of work run."""
-        return self._running
+        return self._work.running
 
-    @contextmanager
-    def work(self) -> Iterator[None]:
+    def work(self) -> AbstractContextManager[None]:
         """Count a piece of work, which a stop waits for."""
-        self._running += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._running -= 1
-            if not self._running:
-                self._idle.set()
+        return self._work
 
     @contextmanager
     def told(self, stage: Stage, listener: Callable[[], object]) -> Iterator[None]:
@@ -98,29 +96,56 @@ class Drain:
             return
         delay_s = (self._settings.delay_s or 0.0) if delay_s is None else delay_s
         logger.info(
-            "draining", extra={"running": self._running, "delay_s": delay_s, "timeout_s": self._settings.timeout_s}
+            "draining", extra={"running": self.running, "delay_s": delay_s, "timeout_s": self._settings.timeout_s}
         )
         self._reach(Stage.NOTICED)
         if delay_s:
             await asyncio.sleep(delay_s)
         self._reach(Stage.REFUSING)
-        if not await self._idle_within(self._settings.timeout_s):
-            logger.warning("drain deadline: what still runs is cut short", extra={"running": self._running})
+        if not await self.idle_within(self._settings.timeout_s):
+            logger.warning("drain deadline: what still runs is cut short", extra={"running": self.running})
             self._reach(Stage.CUTTING)
-            if not await self._idle_within(CLEAN_UP_S):
-                logger.error("gave up waiting for what still runs", extra={"running": self._running})
+            if not await self.idle_within(CLEAN_UP_S):
+                logger.error("gave up waiting for what still runs", extra={"running": self.running})
         self._reach(Stage.DRAINED)
         logger.info("drained")
+
+    async def idle_within(self, seconds: float) -> bool:
+        """Wait until nothing runs; say whether that came in time."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._work.idle.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def _reach(self, stage: Stage) -> None:
         self.stage = stage
         for listener in tuple(self._listeners[stage]):
-            listener()
+            try:
+                listener()
+            except Exception:  # whoever is told must not keep the others from it, nor the process from its end
+                logger.exception("a listener to the drain failed by a defect", extra={"stage": stage.name.lower()})
 
-    async def _idle_within(self, seconds: float) -> bool:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._idle.wait()
-        except TimeoutError:
-            return False
-        return True
+
+class _Work(AbstractContextManager[None]):
+    """One object for all pieces of work: entering it costs each request a quarter of what a generator would."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    @override
+    def __enter__(self) -> None:
+        self.running += 1
+        if self.running == 1:
+            self.idle.clear()
+
+    @override
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.running -= 1
+        if not self.running:
+            self.idle.set()

@@ -11,6 +11,7 @@ from service.config import ReadinessSettings
 from service.domain.clock import Clock
 from service.domain.generation import GenerationRequest, Message
 from service.domain.principal import Principal, RequestContext
+from service.engine.drain import Drain
 from service.engine.generation import GenerationService
 from service.errors import ServiceError, UpstreamMisconfigured
 from service.telemetry.metrics import Metrics
@@ -35,6 +36,7 @@ class Verdict:
 
 
 READY = Verdict(ready=True, status="ready")
+DRAINING = Verdict(ready=False, status="unready", reason="draining")
 
 
 def _reason(error: ServiceError) -> str:
@@ -55,12 +57,14 @@ class ReadinessCheck:
         generation: GenerationService,
         settings: ReadinessSettings,
         model: str | None,
+        drain: Drain,
         metrics: Metrics,
         clock: Clock,
     ) -> None:
         self._generation = generation
         self._settings = settings
         self._model = settings.model or model
+        self._drain = drain
         self._metrics = metrics
         self._clock = clock
         self._refreshed_at: float | None = None
@@ -71,6 +75,8 @@ class ReadinessCheck:
     @property
     def verdict(self) -> Verdict:
         """What to answer now."""
+        if not self._drain.ready:
+            return DRAINING
         failure = self._generation.last_failure
         if self._settings.mode == "passive" and failure is not None:
             return _degraded(failure)
@@ -122,7 +128,7 @@ class ReadinessCheck:
         if verdict != self._verdict:
             logger.info("readiness changed", extra={"status": verdict.status, "reason": verdict.reason})
         self._verdict = verdict
-        self._metrics.ready.set(1 if verdict.ready else 0)
+        self._metrics.ready.set(1 if verdict.ready and self._drain.ready else 0)
 
     async def _keep_fresh(self) -> None:
         while True:

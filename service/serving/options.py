@@ -1,21 +1,25 @@
 """What uvicorn is told, alone or under gunicorn."""
 
+import math
 from typing import Any
 
 from service.config import Settings
 from service.serving.protocols import HttpProtocol, WebSocketProtocol
+from service.shutdown import longest_stop_s
 
 KEEP_ALIVE_S = 75
 """Seconds for which an idle connection is kept: longer than the 60 s of common proxies, whose next request would
 otherwise meet a connection that we are just closing (a sporadic 502 in theirs)."""
+BACKSTOP_S = 10
+"""Seconds for which uvicorn's own stop waits, which begins when the drain is over: nothing runs any more then, but for
+what did not even end when it was cut short."""
 SPARE_S = 5
-"""Seconds beyond the longest generation, to write its end."""
+"""Seconds beyond all that a stop may take, before gunicorn kills."""
 
 
-def shutdown_timeout_s(settings: Settings) -> int:
-    """How long a stop waits for what runs: no generation that a provider may still finish is cut."""
-    totals = [provider.timeouts_s.total for provider in settings.providers.values()]
-    return round(max(totals, default=0.0)) + SPARE_S
+def longest_worker_stop_s(settings: Settings) -> int:
+    """Return the most seconds from a worker's SIGTERM to its end: gunicorn kills what takes longer, streams and all."""
+    return math.ceil(longest_stop_s(settings.drain) + BACKSTOP_S + settings.jobs.drain_s + SPARE_S)
 
 
 def uvicorn_options(settings: Settings) -> dict[str, Any]:

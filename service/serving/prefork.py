@@ -26,7 +26,7 @@ from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped] # ships
 from service.app import create_app
 from service.config import Settings
 from service.serving.banner import announce_start, banner, say
-from service.serving.options import KEEP_ALIVE_S, shutdown_timeout_s, uvicorn_options
+from service.serving.options import BACKSTOP_S, KEEP_ALIVE_S, longest_worker_stop_s, uvicorn_options
 from service.serving.signals import leave_on_sigterm
 from service.serving.sockets import BACKLOG, address_of
 from service.wiring import open_embedded
@@ -72,7 +72,7 @@ class _Application(BaseApplication):  # type: ignore[misc] # untyped base
             "workers": self._settings.server.workers,
             "worker_class": _worker_class(self._settings),
             "timeout": HEARTBEAT_TIMEOUT_S,
-            "graceful_timeout": shutdown_timeout_s(self._settings),
+            "graceful_timeout": longest_worker_stop_s(self._settings),
             "keepalive": KEEP_ALIVE_S,
             # Its file in the home folder would be shared by every service of this user.
             "control_socket_disable": True,
@@ -137,7 +137,9 @@ def _child_exit(_: Arbiter, worker: UvicornWorker) -> None:
 
 
 def _worker_class(settings: Settings) -> type[UvicornWorker]:
+    options = {**uvicorn_options(settings), "timeout_graceful_shutdown": BACKSTOP_S}
+
     class Worker(UvicornWorker):  # type: ignore[misc] # untyped base
-        CONFIG_KWARGS = uvicorn_options(settings)
+        CONFIG_KWARGS = options
 
     return Worker

@@ -10,7 +10,7 @@ from typing_extensions import override
 from service.app import create_app
 from service.config import Settings
 from service.serving.banner import announce_start, banner, say
-from service.serving.options import shutdown_timeout_s, uvicorn_options
+from service.serving.options import BACKSTOP_S, uvicorn_options
 from service.serving.signals import leave_on_sigterm
 from service.serving.sockets import BACKLOG, address_of
 from service.wiring import open_embedded
@@ -30,7 +30,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             create_app(started),
             **uvicorn_options(started),
             backlog=BACKLOG,
-            timeout_graceful_shutdown=shutdown_timeout_s(started),
+            timeout_graceful_shutdown=BACKSTOP_S,
         )
         await _Server(config, banner(started, address_of(listener))).serve(sockets=[listener])
 

@@ -41,7 +41,7 @@ class Metrics:
         )
         self.stream_ends = Counter(
             "llm_api_stream_ends_total",
-            "Streams ended, by how: complete, client_disconnect, slow_client, error or cancelled.",
+            "Streams ended, by how: complete, client_disconnect, slow_client, error, cancelled or draining.",
             ["transport", "reason"],
             registry=registry,
         )
@@ -52,6 +52,24 @@ class Metrics:
             buckets=FIRST_TOKEN_BUCKETS_S,
             registry=registry,
         )
+        self.resumable_streams_active = Gauge(
+            "llm_api_resumable_streams_active",
+            "Resumable streams that this process generates, whether a client listens or not.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.resumable_stream_ends = Counter(
+            "llm_api_resumable_stream_ends_total",
+            "Resumable streams whose generation ended, by how: complete, error, cancelled, orphaned or draining.",
+            ["reason"],
+            registry=registry,
+        )
+        self.stream_resumes = Counter(
+            "llm_api_stream_resumes_total",
+            "Requests to continue a resumable stream, by result: continued, over or not_found.",
+            ["result"],
+            registry=registry,
+        )
         self.upstream_requests = Counter(
             "llm_api_upstream_requests_total",
             "Calls to providers, by outcome: ok, cancelled, or the error's code.",
@@ -60,7 +78,7 @@ class Metrics:
         )
         self.tokens = Counter(
             "llm_api_tokens_total",
-            "Tokens of finished generations, by the provider's count.",
+            "Tokens of generations, by the provider's count; of streams left or failed before it came, an estimate.",
             ["provider", "model", "type"],
             registry=registry,
         )
@@ -82,7 +100,11 @@ class Metrics:
         for transport in ("sse", "ws"):
             self.streams_active.labels(transport)
             self.time_to_first_token.labels(transport)
-            for reason in ("complete", "client_disconnect", "slow_client", "error", "cancelled"):
+            for reason in ("complete", "client_disconnect", "slow_client", "error", "cancelled", "draining"):
                 self.stream_ends.labels(transport, reason)
-        for place in ("http", "job", "readiness", "stream", "websocket"):
+        for reason in ("complete", "error", "cancelled", "orphaned", "draining"):
+            self.resumable_stream_ends.labels(reason)
+        for result in ("continued", "over", "not_found"):
+            self.stream_resumes.labels(result)
+        for place in ("http", "job", "readiness", "stream", "stream_log", "websocket"):
             self.unhandled_errors.labels(place)

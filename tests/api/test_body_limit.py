@@ -19,7 +19,7 @@ PATHS = ["/generate", "/chat", "/generate/async", "/v1/chat/completions", "/v1/e
 @pytest.fixture
 async def api(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeApp]:
     # What is read only to be thrown away is shown over a socket, in test_live_routes.py.
-    monkeypatch.setattr(middleware, "DRAIN_BYTES", 0)
+    monkeypatch.setattr(middleware, "REST_BYTES", 0)
     async with fake_app(server={"max_body_bytes": LIMIT}) as running:
         yield running
 

@@ -5,7 +5,7 @@ import json
 import logging
 import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.http11 import Response
 
+from service.engine.drain import Stage
 from service.errors import UpstreamRejected, UpstreamThrottled, UpstreamUnavailable
 from service.providers.fake import Script
 from service.serving.protocols import WebSocketProtocol
@@ -383,10 +384,13 @@ async def test_a_ping_needs_no_id(api: FakeApp) -> None:
 # Closing
 
 
-async def close_of(connection: ClientConnection) -> tuple[int | None, str]:
+async def close_of(connection: ClientConnection, messages: list[Message] | None = None) -> tuple[int | None, str]:
+    """Read to the end, into ``messages`` if given; return how the other side closed it."""
     try:
         while True:
-            await receive(connection)
+            message = await receive(connection)
+            if messages is not None:
+                messages.append(message)
     except ConnectionClosed as closed:
         return (closed.rcvd.code, closed.rcvd.reason) if closed.rcvd else (None, "")
 
@@ -513,6 +517,127 @@ async def test_what_ends_while_the_client_leaves_is_no_defect(api: FakeApp, scri
     await soon(call.closed)
     await until(lambda: api.value("llm_api_streams_active", transport="ws") == 0)
     assert sum(api.ends("ws").values()) == 1
+
+
+# When the process stops
+
+STOPPING = (1012, "the process is stopping: connect again, to reach another")
+
+
+def is_told(message: Message) -> bool:
+    return (message["type"], message["id"], message["code"], message["retryable"]) == ("error", None, "draining", True)
+
+
+async def test_at_the_signal_every_socket_is_told_once_and_served_on(api: FakeApp) -> None:
+    async with socket(api) as connection, socket(api) as another:
+        for each in (connection, another):
+            await nothing_is_on_its_way(each)
+        api.resources.drain._reach(Stage.NOTICED)
+        for each in (connection, another):
+            assert is_told(await receive(each))
+            await nothing_is_on_its_way(each)
+        await send(connection, type="generate", id="a", prompt="x")
+        assert (await receive_all(connection))[-1]["type"] == "done"
+        async with socket(api) as late:
+            assert is_told(await receive(late))
+            await nothing_is_on_its_way(late)
+
+
+async def test_an_idle_socket_closes_with_1012_when_new_work_is_refused(api: FakeApp) -> None:
+    async with socket(api) as connection:
+        await nothing_is_on_its_way(connection)
+        assert api.resources.drain.running == 1
+        api.resources.drain._reach(Stage.REFUSING)
+        assert is_told(await receive(connection))
+        assert await close_of(connection) == STOPPING
+    await until(lambda: api.resources.drain.running == 0)
+    assert problem_of(await refusal(api))["code"] == "draining"
+
+
+async def test_what_runs_goes_on_what_is_new_is_refused_and_the_last_end_closes_the_socket(api: FakeApp) -> None:
+    api.provider.script = Script(pieces=("x",), stepped=True)
+    async with socket(api) as connection:
+        for name in "abc":
+            await send(connection, type="generate", id=name, prompt="x")
+            assert (await receive(connection))["type"] == "started"
+        calls = [await api.provider.call(number) for number in range(3)]
+        api.resources.drain._reach(Stage.NOTICED)
+        assert is_told(await receive(connection))
+        api.resources.drain._reach(Stage.REFUSING)
+        await send(connection, type="generate", id="new", prompt="x")
+        error = await receive(connection)
+        assert (error["type"], error["id"], error["code"]) == ("error", "new", "draining")
+        await send(connection, type="cancel", id="a")
+        error = await receive(connection)
+        assert (error["id"], error["code"]) == ("a", "cancelled")
+        await nothing_is_on_its_way(connection)
+        for call, name in ((calls[1], "b"), (calls[2], "c")):
+            call.step(2)
+            messages = [await receive(connection) for _ in range(3)]
+            assert [(message["type"], message["id"]) for message in messages] == [
+                ("delta", name),
+                ("usage", name),
+                ("done", name),
+            ]
+        assert await close_of(connection) == STOPPING
+    assert api.ends("ws") == {"cancelled": 1, "complete": 2}
+
+
+async def test_what_outlasts_the_stop_ends_with_an_error_once_its_upstream_is_closed(api: FakeApp) -> None:
+    api.provider.script = Script(pieces=("x", "y"), stepped=True)
+    async with socket(api) as connection:
+        for name in "abc":
+            await send(connection, type="generate", id=name, prompt="x")
+        calls = [await api.provider.call(number) for number in range(3)]
+        calls[0].step()
+        while (await receive(connection))["type"] != "delta":
+            pass
+        api.resources.drain._reach(Stage.REFUSING)
+        assert is_told(await receive(connection))
+        api.resources.drain._reach(Stage.CUTTING)
+        ends = [await receive(connection) for _ in "abc"]
+        assert all(call.closed.is_set() and call.cancelled for call in calls)
+        assert [(end["type"], end["code"]) for end in ends] == 3 * [("error", "draining")]
+        assert sorted(end["id"] for end in ends) == ["a", "b", "c"]
+        assert await close_of(connection) == STOPPING
+    assert api.value("llm_api_stream_ends_total", transport="ws", reason="draining") == 3
+    assert api.resources.drain.running == 0
+
+
+async def test_every_generation_has_one_end_whatever_it_does_when_it_is_cut(api: FakeApp) -> None:
+    api.provider.script = Script(pieces=("x",) * 3, stepped=True)
+    async with AsyncExitStack() as stack:
+        connections = [await stack.enter_async_context(socket(api)) for _ in range(10)]
+        for connection in connections:
+            for name in "abc":
+                await send(connection, type="generate", id=name, prompt="x")
+        for number in range(30):
+            (await api.provider.call(number)).step(number % 5)
+        api.resources.drain._reach(Stage.CUTTING)
+        for connection in connections:
+            messages: list[Message] = []
+            assert await close_of(connection, messages) == STOPPING
+            ends = [message for message in messages if message["type"] in {"done", "error"} and message["id"]]
+            assert sorted(end["id"] for end in ends) == ["a", "b", "c"]
+            assert {end.get("code", "done") for end in ends} <= {"draining", "done"}
+    await until(lambda: api.resources.drain.running == 0)
+    assert api.value("llm_api_streams_active", transport="ws") == 0
+
+
+async def test_a_socket_whose_client_left_is_logged_with_that_outcome_where_something_ran(
+    api: FakeApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    api.provider.script = Script(stepped=True)
+    with caplog.at_level(logging.INFO, "service.access"):
+        async with socket(api) as connection:
+            await nothing_is_on_its_way(connection)
+        await until(lambda: counted(api, 101) == 1)
+        async with socket(api) as connection:
+            await send(connection, type="generate", id="a", prompt="x")
+            assert (await receive(connection))["type"] == "started"
+        await until(lambda: counted(api, 101) == 2)
+    lines = [vars(record) for record in caplog.records if record.name == "service.access"]
+    assert [line.get("outcome") for line in lines] == [None, "client_disconnect"]
 
 
 # Who may open one

@@ -19,6 +19,7 @@ from service.domain.clock import ManualClock
 from service.providers.fake import FakeProvider, Script
 from service.resources import Resources
 from service.serving.options import uvicorn_options
+from service.storage.memory_streams import MemoryStreamLog
 from service.storage.tickets import MemoryTicketStore
 from service.telemetry.metrics import Metrics
 from service.wiring import assemble
@@ -55,7 +56,7 @@ class FakeApp:
 
     def ends(self, transport: str) -> dict[str, float]:
         """Return how many streams ended, by reason, without the reasons that none had."""
-        reasons = ("complete", "client_disconnect", "slow_client", "error", "cancelled")
+        reasons = ("complete", "client_disconnect", "slow_client", "error", "cancelled", "draining")
         counts = {
             reason: self.value("llm_api_stream_ends_total", transport=transport, reason=reason) for reason in reasons
         }
@@ -108,11 +109,14 @@ class _Parts:
         @asynccontextmanager
         async def opener(settings: Settings) -> AsyncIterator[Resources]:
             async with AsyncExitStack() as stack:
+                stream_log = MemoryStreamLog(settings=settings.streams, clock=self.clock)
+                await stack.enter_async_context(stream_log.opened())
                 resources = await assemble(
                     stack,
                     settings=settings,
                     providers={"fake": self.provider, "backup": self.backup},
                     tickets=MemoryTicketStore(ttl_s=settings.auth.ticket_ttl_s, clock=self.clock),
+                    stream_log=stream_log,
                     metrics=Metrics(CollectorRegistry()),
                     clock=self.clock,
                 )

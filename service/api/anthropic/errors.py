@@ -26,13 +26,16 @@ _TYPES = {
 
 
 def error_body(error: ServiceError, request_id: str) -> dict[str, Any]:
-    """Return the error as Anthropic's JSON; our own stable word stands in ``details.error_code``."""
+    """Return the error as Anthropic's JSON; our own words stand in ``details``."""
+    details = {"error_code": error.code}
+    if error.resume is not None:
+        details["resume"] = error.resume
     return {
         "type": "error",
         "error": {
             "type": _TYPES.get(status_of(error), "invalid_request_error"),
             "message": error.message,
-            "details": {"error_code": error.code},
+            "details": details,
         },
         "request_id": request_id,
     }

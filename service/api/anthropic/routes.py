@@ -10,10 +10,10 @@ from service.api.anthropic.parse import generation_request
 from service.api.anthropic.render import message_body
 from service.api.anthropic.schemas import AnsweredMessage, ErrorResponse, MessagesRequest
 from service.api.bodies import documented_body, read_body, read_fields
-from service.api.deps import Context, Generation
+from service.api.deps import AllResources, Context, Generation
 from service.api.disconnect import until_disconnect
 from service.api.responses import EVENT_STREAM
-from service.api.streaming import EventStreamResponse
+from service.api.resumption import OVER, documented_headers, event_stream
 from service.api.vendor import failures
 
 router = APIRouter(prefix="/v1", tags=["Anthropic-compatible"])
@@ -24,12 +24,15 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
         "description": "The answer; with `stream: true` an event stream that ends with `message_stop`.",
         "content": EVENT_STREAM,
     },
+    **OVER,
     **failures(ErrorResponse),
 }
 
 
-@router.post("/messages", responses=_RESPONSES, openapi_extra=documented_body(MessagesRequest))
-async def create_message(request: Request, generation: Generation, context: Context) -> Response:
+@router.post("/messages", responses=_RESPONSES, openapi_extra=documented_headers(documented_body(MessagesRequest)))
+async def create_message(
+    request: Request, resources: AllResources, generation: Generation, context: Context
+) -> Response:
     """Answer a conversation, as Anthropic's messages do."""
     body = await read_body(request, MessagesRequest)
     asked = generation_request(body, await read_fields(request))
@@ -37,7 +40,7 @@ async def create_message(request: Request, generation: Generation, context: Cont
     response: Response
     if body.stream:
         framing = AnthropicFraming(model=body.model, message_id=message_id, request_id=context.request_id)
-        response = EventStreamResponse(generation.stream(asked, context), framing)
+        response = await event_stream(request, resources, context, generation.stream(asked, context), framing)
     else:
         completion = await until_disconnect(request, generation.complete(asked, context))
         response = Response(

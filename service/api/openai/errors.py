@@ -29,16 +29,16 @@ _CODES: tuple[tuple[type[ServiceError], str], ...] = (
 
 
 def error_body(error: ServiceError, request_id: str) -> dict[str, Any]:
-    """Return the error as OpenAI's JSON; ``request_id`` is our addition beside it."""
-    return {
-        "error": {
-            "message": error.message,
-            "type": _type_of(error),
-            "param": error.fields[0].field if error.fields else None,
-            "code": _code_of(error),
-        },
-        "request_id": request_id,
+    """Return the error as OpenAI's JSON; ``request_id`` and ``resume`` are our additions."""
+    fields: dict[str, Any] = {
+        "message": error.message,
+        "type": _type_of(error),
+        "param": error.fields[0].field if error.fields else None,
+        "code": _code_of(error),
     }
+    if error.resume is not None:
+        fields["resume"] = error.resume
+    return {"error": fields, "request_id": request_id}
 
 
 def _type_of(error: ServiceError) -> str:

@@ -12,7 +12,7 @@ from service.api.anthropic.models import AnthropicModel, AnthropicModelPage, mod
 from service.api.anthropic.models import model_fields as anthropic_model_fields
 from service.api.anthropic.schemas import ErrorResponse as AnthropicErrorResponse
 from service.api.bodies import documented_body, read_body, read_fields
-from service.api.deps import Context, Generation
+from service.api.deps import AllResources, Context, Generation
 from service.api.disconnect import until_disconnect
 from service.api.openai.framing import OpenAIFraming
 from service.api.openai.parse import embedding_request, generation_request
@@ -27,7 +27,7 @@ from service.api.openai.schemas import (
     ModelList,
 )
 from service.api.responses import EVENT_STREAM
-from service.api.streaming import EventStreamResponse
+from service.api.resumption import OVER, documented_headers, event_stream
 from service.api.vendor import failures
 from service.errors import ModelNotFound
 
@@ -50,11 +50,14 @@ AnthropicVersion = Annotated[
             "description": "The answer; with `stream: true` an event stream that ends with `data: [DONE]`.",
             "content": EVENT_STREAM,
         },
+        **OVER,
         **failures(ErrorResponse),
     },
-    openapi_extra=documented_body(ChatCompletionRequest),
+    openapi_extra=documented_headers(documented_body(ChatCompletionRequest)),
 )
-async def create_chat_completion(request: Request, generation: Generation, context: Context) -> Response:
+async def create_chat_completion(
+    request: Request, resources: AllResources, generation: Generation, context: Context
+) -> Response:
     """Answer a chat, as OpenAI's chat completions do."""
     body = await read_body(request, ChatCompletionRequest)
     asked = generation_request(body, await read_fields(request))
@@ -68,7 +71,7 @@ async def create_chat_completion(request: Request, generation: Generation, conte
             request_id=context.request_id,
             include_usage=asked.include_usage,
         )
-        return EventStreamResponse(generation.stream(asked, context), framing)
+        return await event_stream(request, resources, context, generation.stream(asked, context), framing)
     completion = await until_disconnect(request, generation.complete(asked, context))
     return _json(completion_body(completion, model=body.model, created=created, completion_id=completion_id))
 

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.config import ModelSettings, ReadinessSettings
+from service.config import DrainSettings, ModelSettings, ReadinessSettings
 from service.domain.clock import ManualClock
 from service.domain.generation import GenerationRequest, Message
 from service.domain.principal import ANONYMOUS, RequestContext
 from service.engine.catalogue import ModelCatalogue
+from service.engine.drain import Drain
 from service.engine.generation import GenerationService
 from service.engine.readiness import ReadinessCheck, Verdict
 from service.errors import ServiceError, UpstreamMisconfigured, UpstreamThrottled, UpstreamTimeout, UpstreamUnavailable
@@ -46,6 +47,7 @@ class Bench:
             generation=self.generation,
             settings=ReadinessSettings.model_validate(settings),
             model=model,
+            drain=Drain(DrainSettings()),
             metrics=self.metrics,
             clock=self.clock,
         )
@@ -98,6 +100,7 @@ async def test_the_model_of_the_settings_is_the_one_that_is_asked(bench: Bench) 
         generation=bench.generation,
         settings=ReadinessSettings(model="other"),
         model="first",
+        drain=Drain(DrainSettings()),
         metrics=bench.metrics,
         clock=bench.clock,
     )

@@ -5,7 +5,6 @@ import shlex
 
 from service.config import Installed, Settings, load_settings
 from service.serving.banner import banner, warnings
-from service.serving.options import shutdown_timeout_s
 
 ADDRESS = "http://127.0.0.1:8000"
 
@@ -58,7 +57,3 @@ def test_settings_without_effect_and_half_effects_are_warned_of() -> None:
     assert warnings(settings()) == []
     found = warnings(settings(LLM_API_SERVER__WORKERS="2", LLM_API_ADMISSION__SHADOW="true"))
     assert [warning.split()[0] for warning in found] == ["admission.shadow", "server.workers:"]
-
-
-def test_stop_waits_for_the_longest_generation() -> None:
-    assert shutdown_timeout_s(settings(OPENAI_API_KEY="sk", LLM_API_PROVIDERS__OPENAI__TIMEOUTS_S__TOTAL="100")) == 105
