@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
@@ -33,6 +34,8 @@ T = TypeVar("T")
 End = Literal["complete", "error", "cancelled", "orphaned", "draining"]
 
 ID_PREFIX = "str_"
+HANDOVER_S = 2.0
+"""Seconds over which a process that stops sends those on who follow others' streams: not all at once."""
 READ_AHEAD = 64
 """Events that may wait for a client that is connected here; then the upstream is read no faster than by the client."""
 
@@ -344,6 +347,7 @@ class FollowedStream(AbstractAsyncContextManager[AsyncIterator[Sequence[StreamEv
         self._until = until
         self._metrics = metrics
         self._stack = AsyncExitStack()
+        self._timer: asyncio.TimerHandle | None = None
         self._first: Sequence[StreamEvent] = ()
         self._is_leaving = False
         self._wait: asyncio.Timeout | None = None
@@ -351,7 +355,10 @@ class FollowedStream(AbstractAsyncContextManager[AsyncIterator[Sequence[StreamEv
     @override
     async def __aenter__(self) -> AsyncIterator[Sequence[StreamEvent]]:
         async with AsyncExitStack() as stack:
-            stack.enter_context(self._drain.told(self._until, self._leave))
+            stack.enter_context(self._drain.told(Stage.CUTTING, self._leave))
+            if self._until is Stage.REFUSING:
+                stack.callback(self._stop_timer)
+                stack.enter_context(self._drain.told(Stage.REFUSING, self._soon_leave))
             try:
                 self._events = await stack.enter_async_context(self._log.follow(self._id, self._after))
                 self._first = await self._next()
@@ -390,6 +397,14 @@ class FollowedStream(AbstractAsyncContextManager[AsyncIterator[Sequence[StreamEv
                 async with asyncio.timeout(None) as self._wait:
                     return await anext(self._events)
         raise self._drain.error()
+
+    def _soon_leave(self) -> None:
+        delay_s = random.uniform(0, HANDOVER_S)  # noqa: S311 - spreads a load
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._leave)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _leave(self) -> None:
         self._is_leaving = True

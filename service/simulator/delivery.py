@@ -143,8 +143,8 @@ class Delivery:
 
     def _send_whole(self, head: bytes) -> None:
         body, trip, tokens = self._plan.body, self._trip, self._plan.tokens
-        if trip is not None:
-            place = len(body) // 2 if trip.after_bytes is None else min(trip.after_bytes, len(body))
+        place = len(body) // 2 if trip is None or trip.after_bytes is None else trip.after_bytes
+        if trip is not None and place < len(body):
             self._plan.body = body[place:]
             self._send(head + body[:place], 0, lambda: self._spring(lambda: self._send_whole(b"")))
         elif size := self._plan.chunk_bytes:

@@ -12,6 +12,7 @@ from service.config import DrainSettings, StreamSettings
 from service.domain.clock import ManualClock
 from service.domain.principal import Principal, RequestContext
 from service.domain.stream import StreamEvent
+from service.engine import resumption
 from service.engine.drain import Drain
 from service.engine.resumption import READ_AHEAD, OwnedStream, ResumableStreams, StreamOver, frames_of
 from service.errors import Draining, ServiceError, StoreUnavailable, StreamNotFound, UpstreamTimeout
@@ -360,7 +361,8 @@ async def test_a_stop_cuts_what_does_not_finish_and_says_so() -> None:
         assert those.ends("draining") == 1
 
 
-async def test_a_follower_is_sent_on_when_its_process_stops() -> None:
+async def test_a_follower_is_sent_on_when_its_process_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resumption, "HANDOVER_S", 0.001)
     source = Source()
     source.say("a")
     async with running() as those, running() as owner:
@@ -374,6 +376,32 @@ async def test_a_follower_is_sent_on_when_its_process_stops() -> None:
                 await anext(events)
             await stopping
         assert not source.closed.is_set()
+
+
+async def test_followers_are_sent_on_one_after_the_other() -> None:
+    source = Source()
+    source.say("a")
+    async with running() as those, running() as owner:
+        owned = await owner.start(source)
+        those.streams._log = owner.log  # two processes, one log
+        those.drain = those.streams._drain = Drain(DrainSettings(delay_s=0, timeout_s=5))
+        moments: list[float] = []
+
+        async def follow() -> None:
+            async with await those.streams.follow(owned.id, 0, ALICE) as events:
+                await anext(events)
+                began.set()
+                with those.drain.work(), pytest.raises(Draining):
+                    await anext(events)
+                moments.append(asyncio.get_running_loop().time())
+
+        began = asyncio.Event()
+        following = [asyncio.create_task(follow()) for _ in range(20)]
+        await soon(began)
+        async with asyncio.timeout(DEADLINE_S):
+            await those.drain.run()
+            await asyncio.gather(*following)
+        assert max(moments) - min(moments) > resumption.HANDOVER_S / 4
 
 
 async def test_what_still_runs_at_the_end_of_the_process_gets_its_terminal_event() -> None:
