@@ -90,6 +90,7 @@ def report(name: str, results: list[tuple[str, Reading]], capsys: pytest.Capture
     return resumes
 
 
+@pytest.mark.timeout(15 * STREAM_S + 200)
 async def test_every_stream_is_whole_through_graceful_restarts(
     upstream: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,6 +107,7 @@ async def test_every_stream_is_whole_through_graceful_restarts(
             assert await calls(upstream) - before == len(results)  # the model was asked once for each
 
 
+@pytest.mark.timeout(15 * STREAM_S + 200)
 async def test_a_kill_is_an_event_and_nothing_else_is_lost(
     upstream: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
