@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+import math
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from types import FrameType
+from typing import Any
 
 from service.config import DrainSettings
 from service.engine.drain import CLEAN_UP_S, Drain, Stage, longest_run_s
@@ -16,6 +18,10 @@ logger = logging.getLogger(__name__)
 
 SIGQUIT = getattr(signal, "SIGQUIT", signal.SIGINT)
 """What gunicorn tells its workers for a quick stop; uvicorn's worker notes it and goes on. Not every system has it."""
+
+BACKSTOP_S = 10
+"""Seconds for which uvicorn's own stop waits, which begins when the drain is over: nothing runs any more then, but for
+what did not even end when it was cut short."""
 
 Handler = Callable[[int, FrameType | None], object]
 
@@ -53,7 +59,19 @@ def _signals_taken(drain: Drain) -> Iterator[None]:
         logger.warning("this server stops by itself at SIGTERM: nothing is drained, and drain.* has no effect")
         yield
         return
-    stop = _Stop(drain, handler)
+    config = getattr(getattr(handler, "__self__", None), "config", None)
+    patience_s = _supervisors_patience_s(config)
+    if patience_s < longest_run_s(drain.settings):
+        logger.warning(
+            "gunicorn kills a worker %g s after SIGTERM, and a drain may take %g s: what runs is cut short, with an "
+            "error, before that; set --graceful-timeout, or a shorter drain.timeout_s",
+            patience_s,
+            longest_run_s(drain.settings),
+        )
+    if config is not None and config.timeout_graceful_shutdown is None:
+        # Left alone uvicorn waits for ever for a client that does not take its last event.
+        config.timeout_graceful_shutdown = BACKSTOP_S
+    stop = _Stop(drain, handler, within_s=patience_s)
     taken = {signal.SIGTERM, signal.SIGINT}
     if callable(signal.getsignal(SIGQUIT)):  # left alone, it ends a process and dumps its memory
         taken.add(SIGQUIT)
@@ -66,11 +84,19 @@ def _signals_taken(drain: Drain) -> Iterator[None]:
         stop.forget()
 
 
+def _supervisors_patience_s(config: Any) -> float:
+    """Return how long gunicorn lets a worker live after SIGTERM, if it is gunicorn that runs us."""
+    worker = getattr(getattr(config, "callback_notify", None), "__self__", None)
+    patience_s = getattr(getattr(worker, "cfg", None), "graceful_timeout", None)
+    return math.inf if patience_s is None else float(patience_s)
+
+
 class _Stop:
     """Puts the drain between a signal and the server's handler of it."""
 
-    def __init__(self, drain: Drain, server: Handler) -> None:
+    def __init__(self, drain: Drain, server: Handler, *, within_s: float) -> None:
         self._drain = drain
+        self._within_s = within_s
         self._server = server
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
@@ -101,7 +127,7 @@ class _Stop:
     async def _run(self, number: int) -> None:
         try:
             # Only SIGTERM comes with endpoints that have to notice.
-            await self._drain.run(delay_s=None if number == signal.SIGTERM else 0.0)
+            await self._drain.run(delay_s=None if number == signal.SIGTERM else 0.0, within_s=self._within_s)
         except Exception:  # the outer edge of the task: a defect must not make the process immortal
             logger.exception("the drain failed by a defect")
         self._server(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM, None)

@@ -9,7 +9,7 @@ from service.api.bodies import documented_body, read_body
 from service.api.deps import AllResources, Context, Generation
 from service.api.disconnect import until_disconnect
 from service.api.responses import CALLER, EVENT_STREAM, UPSTREAM, json_response, problems
-from service.api.resumption import OVER, documented_headers, event_stream
+from service.api.resumption import OVER, asks_for_stream, documented_headers, event_stream
 from service.api.schemas import AssistantMessage, ChatAnswer, ChatBody
 from service.api.sse import TextFraming
 
@@ -33,7 +33,7 @@ async def chat(request: Request, resources: AllResources, generation: Generation
     """Answer a conversation."""
     body = await read_body(request, ChatBody)
     asked = body.to_request()
-    if body.stream:
+    if asks_for_stream(request, stream=body.stream):
         framing = TextFraming(request_id=context.request_id, model=body.model)
         return await event_stream(request, resources, context, generation.stream(asked, context), framing)
     completion = await until_disconnect(request, generation.complete(asked, context))

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Literal, TypeVar
 
 from fastapi import Request
@@ -26,10 +26,10 @@ def departure(scope: Scope) -> Literal["client_disconnect", "slow_client"]:
 
 
 @asynccontextmanager
-async def cancelled_on_disconnect(receive: Receive, drain: Drain) -> AsyncIterator[Callable[[], object]]:
+async def cancelled_on_disconnect(receive: Receive, drain: Drain | None) -> AsyncIterator[Callable[[], object]]:
     """Cancel the block as soon as the client leaves, and raise ``ClientDisconnected`` then.
 
-    Raises ``Draining`` instead where the process stops and has no more time for it. The request's body must have been
+    Given a drain, raises ``Draining`` instead where it has no more time for this. The request's body must have been
     read: whatever comes after it is the disconnect. Nothing else tells us while the provider is silent, and every token
     that it goes on to write is paid for. Calling what is given ends the listening.
     """
@@ -54,14 +54,14 @@ async def cancelled_on_disconnect(receive: Receive, drain: Drain) -> AsyncIterat
         async with asyncio.timeout(None) as guard:
             listener = loop.create_task(wait_for_disconnect())
             try:
-                with drain.told(Stage.CUTTING, cut_short):
+                with nullcontext() if drain is None else drain.told(Stage.CUTTING, cut_short):
                     yield listener.cancel
             finally:
                 listener.cancel()
     except TimeoutError:
         if left:
             raise ClientDisconnected from None
-        if cut:
+        if cut and drain is not None:
             raise drain.error() from None
         raise
 

@@ -12,6 +12,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from service.api.disconnect import ClientDisconnected, departure
 from service.api.errors import render_error
+from service.api.paths import route_path
 from service.api.request_id import request_id_from
 from service.api.streaming import OUTCOME
 from service.engine.drain import Drain, Stage
@@ -27,6 +28,7 @@ METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"}
 """Methods that are a metric label of their own; any other word counts as ``other``."""
 PROBES = frozenset({"/health", "/ready"})
 """Paths that are answered as long as the process runs: no stop waits for them or refuses them."""
+JOBS = "/generate/async/"
 
 CLIENT_LEFT = 499
 """The status of a request whose client did not wait for one."""
@@ -64,7 +66,7 @@ class RequestMiddleware:
         answer = _Answer(send, scope, resources.drain)
         scope["received_at"] = answer.began_at
         serve = self._serve_socket if scope["type"] == "websocket" else self._serve_request
-        if scope["path"] in PROBES or resources.drain.stage >= Stage.REFUSING:
+        if route_path(scope) in PROBES or resources.drain.stage >= Stage.REFUSING:
             await serve(scope, receive, answer, resources.metrics)
         else:
             with resources.drain.work():
@@ -169,7 +171,7 @@ class IntakeMiddleware:
             await self._app(scope, receive, send)
             return
         drain: Drain = scope["state"]["resources"].drain
-        if drain.stage >= Stage.REFUSING and scope["path"] not in PROBES:
+        if drain.stage >= Stage.REFUSING and not _is_served_to_the_end(scope):
             await _refuse(drain.error(), scope, receive, send)
             return
         if scope["type"] == "websocket":
@@ -186,7 +188,7 @@ class IntakeMiddleware:
             nonlocal received, is_complete
             if is_complete:
                 return await receive()
-            message = await _before_timeout(receive)
+            message = await _before_timeout(receive, drain)
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
                 if received > self._max_body_bytes:
@@ -233,11 +235,20 @@ async def _read_rest(receive: Receive) -> None:
                     return
 
 
-async def _before_timeout(receive: Receive) -> Message:
+def _is_served_to_the_end(scope: Scope) -> bool:
+    """Whether a request is no new work: a probe, or about a job, of which no other process may know."""
+    path = route_path(scope)
+    return path in PROBES or (path.startswith(JOBS) and scope.get("method") in ("GET", "DELETE"))
+
+
+async def _before_timeout(receive: Receive, drain: Drain) -> Message:
     try:
-        async with asyncio.timeout(BODY_IDLE_S):
-            return await receive()
+        async with asyncio.timeout(BODY_IDLE_S) as patience:
+            with drain.told(Stage.CUTTING, lambda: patience.reschedule(0)):
+                return await receive()
     except TimeoutError:
+        if drain.stage >= Stage.CUTTING:
+            raise drain.error() from None
         raise RequestTimeout(f"nothing of the body came for {BODY_IDLE_S:g} s; send it again") from None
 
 

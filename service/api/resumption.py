@@ -1,5 +1,6 @@
 """Streams that can be continued: what the routes that begin streams share, and the numbering of events."""
 
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -9,7 +10,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
-from service.api.streaming import EventStreamResponse
+from service.api.deps import header_credential
+from service.api.streaming import EventStreamResponse, Outcome
 from service.domain.principal import RequestContext
 from service.domain.stream import StreamEvent
 from service.domain.ticket import digest_of
@@ -23,10 +25,15 @@ T = TypeVar("T")
 RESUMABLE = "X-LLM-Resumable"
 LAST_EVENT_ID = "Last-Event-ID"
 STREAM_ID = b"x-stream-id"
-MAX_NUMBER = 2**53
+MAX_NUMBER = 10**15 - 1
 """No stream has so many events; and every reader of JSON can still tell such numbers apart."""
+_NUMBER = re.compile("[0-9]{1,15}")
 RECONNECT_MS = 250
 """What browsers wait before they come back; left alone they take some seconds."""
+
+
+_FAILURES = (b"event: error\n", b'data: {"error"')
+"""How the terminal events of failures begin, in each framing."""
 
 
 class Position(NamedTuple):
@@ -49,14 +56,19 @@ class NumberedFraming:
     """Puts its ``id:`` line on each event of a resumable stream. The terminal one is among them."""
 
     def __init__(self, stream_id: str, framing: FailureFraming, *, after: int = 0) -> None:
-        self._stream_id = stream_id
+        self.stream_id = stream_id
+        self.has_failed = False
+        """Whether the terminal event was a failure's."""
         self._prefix = f"id: {stream_id}:".encode()
         self._number = after
         self._framing = framing
 
     def chunk(self, chunk: Sequence[StreamEvent]) -> bytes:
         """Number the events that came."""
-        self._number = chunk[-1].number
+        last = chunk[-1]
+        self._number = last.number
+        if last.last:
+            self.has_failed = last.frame.startswith(_FAILURES)
         prefix = self._prefix
         return b"".join([b"%b%d\n%b" % (prefix, event.number, event.frame) for event in chunk if event.frame])
 
@@ -66,12 +78,32 @@ class NumberedFraming:
 
     def failure(self, error: ServiceError) -> bytes:
         """Frame what ends this connection and not the stream: without a number, but with where to go on."""
-        error.resume = resume_path(self._stream_id, self._number)
+        error.resume = resume_path(self.stream_id, self._number)
         return self._framing.failure(error)
 
 
-class ContinuedStreamResponse(EventStreamResponse[Sequence[StreamEvent]]):
+class NumberedStreamResponse(EventStreamResponse[Sequence[StreamEvent]]):
+    """A resumable stream, on the first of its connections."""
+
+    def __init__(
+        self,
+        stream: AbstractAsyncContextManager[AsyncIterator[Sequence[StreamEvent]]],
+        framing: NumberedFraming,
+        *,
+        preface: bytes = b"",
+    ) -> None:
+        super().__init__(stream, framing, ((STREAM_ID, framing.stream_id.encode()),), preface=preface, ends_itself=True)
+        self._numbered = framing
+
+    @override
+    def _outcome_of_end(self) -> Outcome:
+        return "error" if self._numbered.has_failed else "complete"
+
+
+class ContinuedStreamResponse(NumberedStreamResponse):
     """The rest of a stream; 204 where there is none, on which a browser's EventSource comes back no more."""
+
+    _tells_first_token = False
 
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,7 +111,8 @@ class ContinuedStreamResponse(EventStreamResponse[Sequence[StreamEvent]]):
         try:
             await super().__call__(scope, receive, send)
         except StreamOver:
-            await Response(status_code=204)(scope, receive, send)
+            headers = {STREAM_ID.decode(): self._numbered.stream_id}
+            await Response(status_code=204, headers=headers)(scope, receive, send)
 
 
 async def event_stream(
@@ -101,15 +134,13 @@ async def event_stream(
         return await continued(resources, context, position, framing)
     if not resumable and not _asks_for_resumption(request):
         return EventStreamResponse(stream, framing)
-    ticket = request.query_params.get("ticket")
+    # Where a header says who calls, nobody has looked at the ticket.
+    ticket = None if header_credential(request) else request.query_params.get("ticket")
     owned = await resources.streams.start(
         stream, framing, context, ticket_digest=None if ticket is None else digest_of(ticket).hex()
     )
-    return EventStreamResponse(
-        owned,
-        NumberedFraming(owned.id, framing),
-        headers=((STREAM_ID, owned.id.encode()),),
-        preface=_browsers_preface(request, owned.id),
+    return NumberedStreamResponse(
+        owned, NumberedFraming(owned.id, framing), preface=_browsers_preface(request, owned.id)
     )
 
 
@@ -119,9 +150,7 @@ async def continued(
     """Answer with what comes behind a position; raise ``StreamNotFound`` or ``StoreUnavailable``."""
     stream_id, after = position
     followed = await resources.streams.follow(stream_id, after, context.principal)
-    return ContinuedStreamResponse(
-        followed, NumberedFraming(stream_id, framing, after=after), headers=((STREAM_ID, stream_id.encode()),)
-    )
+    return ContinuedStreamResponse(followed, NumberedFraming(stream_id, framing, after=after))
 
 
 def last_event(connection: HTTPConnection) -> Position | None:
@@ -130,7 +159,7 @@ def last_event(connection: HTTPConnection) -> Position | None:
     if not value:
         return None
     stream_id, _, number = value.rpartition(":")
-    if not stream_id or not (number.isascii() and number.isdigit()) or int(number[:20]) > MAX_NUMBER:
+    if not stream_id or not _NUMBER.fullmatch(number):
         raise InvalidRequest.at(LAST_EVENT_ID, "the id of an event of a resumable stream: STREAM_ID:NUMBER")
     return Position(stream_id, int(number))
 
@@ -157,6 +186,11 @@ def _browsers_preface(request: Request, stream_id: str) -> bytes:
     if "sec-fetch-mode" not in request.headers:
         return b""
     return f"retry: {RECONNECT_MS}\nid: {stream_id}:0\n\n".encode()
+
+
+def asks_for_stream(request: Request, *, stream: bool) -> bool:
+    """Whether the answer is a stream: by its body's word, or since it continues one."""
+    return stream or bool(request.headers.get(LAST_EVENT_ID))
 
 
 def documented_headers(extra: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
-from typing import Final, Generic, Literal, TypeVar
+from typing import ClassVar, Final, Generic, Literal, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -43,6 +43,9 @@ class EventStreamResponse(Response, Generic[T]):
     own; later it is the terminal event. When the client leaves, the stream is cancelled, which closes what it holds.
     """
 
+    _tells_first_token: ClassVar[bool] = True
+    """Whether its first content is the generation's."""
+
     def __init__(
         self,
         stream: AbstractAsyncContextManager[AsyncIterator[T]],
@@ -50,8 +53,14 @@ class EventStreamResponse(Response, Generic[T]):
         headers: Iterable[tuple[bytes, bytes]] = (),
         *,
         preface: bytes = b"",
+        ends_itself: bool = False,
     ) -> None:
-        """``preface`` goes out with the status, before any event or comment."""
+        """Make it; nothing starts yet.
+
+        ``preface`` goes out with the status, before any event or comment. ``ends_itself`` says that the stream comes to
+        a terminal event of its own when the process stops.
+        """
+        self._ends_itself = ends_itself
         self._preface = preface
         self._outcome: Outcome = "cancelled"
         self._stream = stream
@@ -71,7 +80,9 @@ class EventStreamResponse(Response, Generic[T]):
         active.inc()
         wire = Wire(send, self.raw_headers, resources.settings.streams, preface=self._preface)
         try:
-            async with cancelled_on_disconnect(receive, resources.drain) as stop_listening:
+            async with cancelled_on_disconnect(
+                receive, None if self._ends_itself else resources.drain
+            ) as stop_listening:
                 await self._pass_on(wire, stop_listening, resources.metrics, scope["received_at"])
             if scope.get(SLOW_CLIENT):
                 self._outcome = "slow_client"
@@ -98,6 +109,10 @@ class EventStreamResponse(Response, Generic[T]):
             scope[OUTCOME] = self._outcome
             resources.metrics.stream_ends.labels("sse", self._outcome).inc()
             await wire.close()
+
+    def _outcome_of_end(self) -> Outcome:
+        """Say how a stream went that came to its end."""
+        return "complete"
 
     async def _pass_on(
         self, wire: Wire, stop_listening: Callable[[], object], metrics: Metrics, received_at: float
@@ -142,10 +157,10 @@ class EventStreamResponse(Response, Generic[T]):
                 events = framing.chunk(chunk)
                 if events:
                     await wire.write(events)
-                    if first:
+                    if first and self._tells_first_token:
                         first = False
                         metrics.time_to_first_token.labels("sse").observe(time.monotonic() - received_at)
-            return framing.end(), "complete"
+            return framing.end(), self._outcome_of_end()
         except ClientDisconnected:
             raise
         except Exception as error:  # the outer edge, as above

@@ -39,6 +39,9 @@ MESSAGE_TOO_BIG = 1009
 GONE = 1006
 """Close codes (RFC 6455 section 7.4.1)."""
 
+TELL_S = 2.0
+"""Seconds in which generations write their terminal messages before we close their socket."""
+
 Id = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 
@@ -167,6 +170,7 @@ class SocketSession:
             pass
         except _Close as close:
             # In this order: what still runs would otherwise write behind the close frame.
+            await self._tell_generations(Cancelled(f"the socket closes: {close.reason}"))
             await self._end_generations()
             with contextlib.suppress(WebSocketDisconnect):
                 await self._write({"type": "websocket.close", "code": close.code, "reason": close.reason})
@@ -214,6 +218,13 @@ class SocketSession:
             run.cut = error
             run.ending = True
             run.task.cancel()
+
+    async def _tell_generations(self, error: ServiceError) -> None:
+        """End what runs with an error, for a bounded time."""
+        for run in self._running.values():
+            self._cut(run, error)
+        if self._running:
+            await asyncio.wait([run.task for run in self._running.values()], timeout=TELL_S)
 
     async def _end_generations(self) -> None:
         tasks = [run.task for run in self._running.values()]

@@ -348,7 +348,7 @@ class StreamSettings(Section):
 
 
 class DrainSettings(Section):
-    """What a stop (SIGTERM) does to what runs. A pod's grace period is both, ``jobs.drain_s`` and 20 s."""
+    """What a stop (SIGTERM) does to what runs. A pod's grace period is both, ``jobs.drain_s`` and 30 s."""
 
     delay_s: float | None = Field(None, ge=0, le=3_600)
     """New work is still taken for so long, while endpoints and load balancers notice; in production 10, in development

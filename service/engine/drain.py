@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from enum import IntEnum
@@ -14,6 +15,8 @@ from service.errors import Draining
 
 logger = logging.getLogger(__name__)
 
+SPARE_S = 2.0
+"""Seconds that are kept back where somebody else sets an end to all this."""
 CLEAN_UP_S = 5.0
 """Seconds after the deadline in which what was cut short writes its last event and closes its upstream call."""
 
@@ -44,7 +47,7 @@ class Drain:
     """
 
     def __init__(self, settings: DrainSettings) -> None:
-        self._settings = settings
+        self.settings = settings
         self.stage = Stage.SERVING
         self._work = _Work()
         self._listeners: dict[Stage, set[Callable[[], object]]] = {stage: set() for stage in Stage}
@@ -52,7 +55,7 @@ class Drain:
     @property
     def ready(self) -> bool:
         """Whether ``/ready`` may say yes, as far as the stop is concerned."""
-        match self._settings.readiness:
+        match self.settings.readiness:
             case "immediate":
                 return self.stage < Stage.NOTICED
             case "after_delay":
@@ -87,22 +90,23 @@ class Drain:
         """Make what work is refused or cut short with."""
         return Draining("this process is stopping: send the request again, it will reach another", retry_after_s=1.0)
 
-    async def run(self, *, delay_s: float | None = None) -> None:
+    async def run(self, *, delay_s: float | None = None, within_s: float = math.inf) -> None:
         """Go through all stages; return when the process may end. Called twice, it does nothing.
 
-        ``delay_s`` replaces the setting, for a stop that no endpoint has to notice.
+        ``delay_s`` replaces the setting, for a stop that no endpoint has to notice. ``within_s`` is all the time there
+        is, if that is less than the settings take: then both times shrink, so that what is cut short can still say so.
         """
         if self.stage is not Stage.SERVING:
             return
-        delay_s = (self._settings.delay_s or 0.0) if delay_s is None else delay_s
-        logger.info(
-            "draining", extra={"running": self.running, "delay_s": delay_s, "timeout_s": self._settings.timeout_s}
-        )
+        left_s = max(0.0, within_s - CLEAN_UP_S - SPARE_S)
+        delay_s = min((self.settings.delay_s or 0.0) if delay_s is None else delay_s, left_s / 2)
+        timeout_s = min(self.settings.timeout_s, left_s - delay_s)
+        logger.info("draining", extra={"running": self.running, "delay_s": delay_s, "timeout_s": timeout_s})
         self._reach(Stage.NOTICED)
         if delay_s:
             await asyncio.sleep(delay_s)
         self._reach(Stage.REFUSING)
-        if not await self.idle_within(self._settings.timeout_s):
+        if not await self.idle_within(timeout_s):
             logger.warning("drain deadline: what still runs is cut short", extra={"running": self.running})
             self._reach(Stage.CUTTING)
             if not await self.idle_within(CLEAN_UP_S):

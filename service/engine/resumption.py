@@ -175,6 +175,7 @@ class OwnedStream(AbstractAsyncContextManager[AsyncIterator[Sequence[StreamEvent
         self._arrived = asyncio.Event()
         self._has_room = asyncio.Event()
         self._attached = True
+        self._detached_at = 0.0
         self._looking: asyncio.Task[None] | None = None
         self._over = False
         """Whether the terminal event is on its way."""
@@ -224,6 +225,7 @@ class OwnedStream(AbstractAsyncContextManager[AsyncIterator[Sequence[StreamEvent
     def _detach(self) -> None:
         self._attached = False
         self._has_room.set()
+        self._detached_at = self._loop.time()
         if self._over:
             return
         if self._opened.done() or self._is_known:
@@ -246,6 +248,8 @@ class OwnedStream(AbstractAsyncContextManager[AsyncIterator[Sequence[StreamEvent
             return
         self._end(None, "cancelled")
         self._over = True
+        if not self._opened.done():
+            self._opened.set_result(None)  # its client finds the terminal event
         self._tell([StreamEvent(FOREIGN_END, frame, last=True)])
 
     def _look_for_readers(self) -> None:
@@ -255,11 +259,12 @@ class OwnedStream(AbstractAsyncContextManager[AsyncIterator[Sequence[StreamEvent
 
     async def _cancel_if_orphaned(self) -> None:
         try:
-            followed = await self._log.is_followed(self.id)
+            unread_s = min(self._loop.time() - self._detached_at, await self._log.unfollowed_s(self.id))
         except StoreUnavailable:
-            followed = True  # nobody can come back now, but may be about to
-        if followed:
-            self._loop.call_later(self._settings.orphan_s, self._look_for_readers)
+            unread_s = 0.0  # nobody can come back now, but may be about to
+        left_s = self._settings.orphan_s - unread_s
+        if left_s > 0:
+            self._loop.call_later(left_s, self._look_for_readers)
         else:
             self._end(Cancelled(f"no client listened for {self._settings.orphan_s:g} s"), "orphaned")
 
@@ -299,6 +304,7 @@ class OwnedStream(AbstractAsyncContextManager[AsyncIterator[Sequence[StreamEvent
         if not body:
             return
         self._append([StreamEvent(self._number + at, frame) for at, frame in enumerate(frames_of(body), 1)])
+        await self._log.room(self.id)
         while self._attached and len(self._unread) >= READ_AHEAD:
             self._has_room.clear()
             await self._has_room.wait()

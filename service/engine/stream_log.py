@@ -51,8 +51,15 @@ class StreamLog(Protocol):
         """End somebody's log with this terminal event; False if it had ended already. Raise ``StoreUnavailable``."""
         ...
 
-    async def is_followed(self, stream_id: str) -> bool:
-        """Whether any process follows it, or did until a few seconds ago. Raise ``StoreUnavailable``."""
+    async def room(self, stream_id: str) -> None:
+        """Wait until its owner may append more: for a store that works, and not for one that is away."""
+        ...
+
+    async def unfollowed_s(self, stream_id: str) -> float:
+        """Return for how many seconds nobody has followed it: 0 while somebody does, infinity if nobody ever did.
+
+        May be some seconds too small. Raise ``StoreUnavailable``.
+        """
         ...
 
     async def flush(self) -> None:

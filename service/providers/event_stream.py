@@ -78,8 +78,9 @@ def _event_of(block: bytes) -> Event | None:
             data.append(value.removeprefix(b" "))
         elif field == b"event":
             name = value.removeprefix(b" ")
-        elif not field:
-            continue  # a comment, or the rest of a run of blank lines
+        else:
+            # A comment, the rest of a run of blank lines, or what would take our own's place: `id` and `retry`.
+            continue
         kept.append(line)
     if not data:
         return None

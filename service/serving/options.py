@@ -5,14 +5,11 @@ from typing import Any
 
 from service.config import Settings
 from service.serving.protocols import HttpProtocol, WebSocketProtocol
-from service.shutdown import longest_stop_s
+from service.shutdown import BACKSTOP_S, longest_stop_s
 
 KEEP_ALIVE_S = 75
 """Seconds for which an idle connection is kept: longer than the 60 s of common proxies, whose next request would
 otherwise meet a connection that we are just closing (a sporadic 502 in theirs)."""
-BACKSTOP_S = 10
-"""Seconds for which uvicorn's own stop waits, which begins when the drain is over: nothing runs any more then, but for
-what did not even end when it was cut short."""
 SPARE_S = 5
 """Seconds beyond all that a stop may take, before gunicorn kills."""
 

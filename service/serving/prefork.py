@@ -26,9 +26,10 @@ from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped] # ships
 from service.app import create_app
 from service.config import Settings
 from service.serving.banner import announce_start, banner, say
-from service.serving.options import BACKSTOP_S, KEEP_ALIVE_S, longest_worker_stop_s, uvicorn_options
+from service.serving.options import KEEP_ALIVE_S, longest_worker_stop_s, uvicorn_options
 from service.serving.signals import leave_on_sigterm
 from service.serving.sockets import BACKLOG, address_of
+from service.shutdown import BACKSTOP_S
 from service.wiring import open_embedded
 
 HEARTBEAT_TIMEOUT_S = 60

@@ -93,6 +93,8 @@ class HttpProtocol(_BoundedWrites, HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.pipeline.clear()
         super().connection_lost(exc)
+        # After a reset uvicorn 0.54 leaves it running, and it holds the connection's last request for 75 s.
+        self._unset_keepalive_if_required()
         cycle = self._answered
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True

@@ -10,9 +10,10 @@ from typing_extensions import override
 from service.app import create_app
 from service.config import Settings
 from service.serving.banner import announce_start, banner, say
-from service.serving.options import BACKSTOP_S, uvicorn_options
+from service.serving.options import uvicorn_options
 from service.serving.signals import leave_on_sigterm
 from service.serving.sockets import BACKLOG, address_of
+from service.shutdown import BACKSTOP_S
 from service.wiring import open_embedded
 
 

@@ -1,6 +1,7 @@
 """The logs of resumable streams of a single process: they are lost when it ends."""
 
 import asyncio
+import math
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -63,6 +64,7 @@ class MemoryStreamLog:
             yield follower
         finally:
             log.followers -= 1
+            log.left_at = self._clock.monotonic()
 
     async def end(self, stream_id: str, frame: bytes) -> bool:
         """See ``StreamLog`` in ``service.engine.stream_log``."""
@@ -73,10 +75,15 @@ class MemoryStreamLog:
         log.on_end(frame)
         return True
 
-    async def is_followed(self, stream_id: str) -> bool:
+    async def room(self, stream_id: str) -> None:
+        """See ``StreamLog`` in ``service.engine.stream_log``; there is always room."""
+
+    async def unfollowed_s(self, stream_id: str) -> float:
         """See ``StreamLog`` in ``service.engine.stream_log``."""
         log = self._find(stream_id)
-        return log is not None and log.followers > 0
+        if log is None:
+            return math.inf
+        return 0.0 if log.followers else self._clock.monotonic() - log.left_at
 
     async def flush(self) -> None:
         """See ``StreamLog`` in ``service.engine.stream_log``; everything is kept at once."""
@@ -107,6 +114,8 @@ class _Log:
         self.record = record
         self.on_end = on_end
         self.followers = 0
+        self.left_at = -math.inf
+        """Monotonic seconds at which the last follower left."""
         self.forgotten_at = 0.0
         self.ended = False
         self.news = asyncio.Event()

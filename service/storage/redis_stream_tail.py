@@ -35,8 +35,6 @@ ROUND_EVENTS = 1_000
 STREAM_EVENTS_MIN, STREAM_EVENTS_MAX = 4, 200
 UNREAD_BYTES = 256 << 10
 """What may wait for a follower; with more its stream is not read for it until it has taken some."""
-FOLLOWED_MS = 10_000
-"""How long a stream counts as followed."""
 MARK_EVERY_S = 3.0
 """How often that is said again, and looked whether the store still has the stream."""
 QUIET_S = 1.0
@@ -128,6 +126,8 @@ class _Followed:
     news_at: float
     marked_at: float
     followers: set[Follower] = field(default_factory=set)
+    is_over: bool = False
+    """Whether its log is known to have ended."""
 
 
 class StreamTail:
@@ -140,6 +140,8 @@ class StreamTail:
         """``client`` needs a patience greater than ``BLOCK_S``, and one connection."""
         self._client = client
         self._metrics = metrics
+        self.followed_ms = round((settings.orphan_s + 2 * MARK_EVERY_S) * 1_000)
+        """How long the mark of a follower stays, from which its age is known."""
         self._kept_ms = round(settings.kept_s * 1_000)
         self._streams: dict[bytes, _Followed] = {}
         """By the key of their events."""
@@ -250,7 +252,7 @@ class StreamTail:
             return
         pipeline = self._client.pipeline(transaction=False)
         for stream in marked:
-            pipeline.set(stream.keys.followed, b"1", px=FOLLOWED_MS)
+            pipeline.set(stream.keys.followed, b"1", px=self.followed_ms)
         for stream in marked:
             pipeline.exists(stream.keys.events)
         for owner in owners:
@@ -266,16 +268,26 @@ class StreamTail:
                 self._absent_since.pop(owner, None)
             else:
                 self._absent_since.setdefault(owner, now)
-        gone = {owner for owner, since in self._absent_since.items() if now - since >= ABSENT_S}
+        await self._end_orphaned({owner for owner, since in self._absent_since.items() if now - since >= ABSENT_S})
+
+    async def _end_orphaned(self, gone: set[str]) -> None:
+        """End the streams of owners that are gone, for everybody."""
         ends = [
             StreamEnd(stream.stream_id, stream.owner, stream.interruption)
             for stream in self._streams.values()
-            if stream.owner in gone
+            if stream.owner in gone and not stream.is_over
         ]
-        if ends:
-            logger.warning("owner of resumable streams is gone", extra={"owners": sorted(gone), "streams": len(ends)})
-            # Those that had ended are being read to their end; all others end by what is written now.
-            await write_ends(self._client, ends, kept_ms=self._kept_ms)
+        if not ends:
+            return
+        # Those that had ended are being read to their end; all others end by what is written now.
+        written = await write_ends(self._client, ends, kept_ms=self._kept_ms)
+        for stream in self._streams.values():
+            stream.is_over |= stream.owner in gone
+        if any(written):
+            owners = {end.owner for end, is_new in zip(ends, written, strict=True) if is_new}
+            logger.warning(
+                "owner of resumable streams is gone", extra={"owners": sorted(owners), "streams": sum(written)}
+            )
 
     def _fail(self, streams: Iterable[_Followed], error: ServiceError) -> None:
         for stream in tuple(streams):

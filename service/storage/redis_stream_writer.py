@@ -38,6 +38,8 @@ BATCH_EVERY_S = 0.005
 """Seconds between the beginnings of two batches: many streams share one, and a lone event waits for nothing."""
 FIRST_BACKOFF_S = 0.05
 MAX_BACKOFF_S = 1.0
+ROOM_BYTES = 512 << 10
+"""What may be on its way, for each stream, before its owner waits."""
 STREAM_PENDING_BYTES = 4 << 20
 """What may wait for the store, for each stream. Beyond it the log is given up."""
 PENDING_BYTES = 64 << 20
@@ -109,6 +111,8 @@ class StreamWriter:
         """Those with something pending, the one that waits longest first."""
         self._has_work = asyncio.Event()
         self._progress = asyncio.Event()
+        self._is_away = False
+        """Whether the store did not take the last batch."""
         self._pending_bytes = 0
         self._told: list[str] = []
         """Streams of which the word was taken, and can be deleted."""
@@ -165,6 +169,13 @@ class StreamWriter:
             self._forget(owned)
             owned.on_end(frame)
 
+    async def room(self, stream_id: str) -> None:
+        """Wait while much of a stream is on its way to a store that works."""
+        owned = self._streams.get(stream_id)
+        while owned is not None and owned.pending_bytes > ROOM_BYTES and not owned.gone and not self._is_away:
+            self._progress.clear()
+            await self._progress.wait()
+
     async def flush(self) -> None:
         """Wait until what was taken by now is in the store; raise ``StoreUnavailable`` after ``FLUSH_S``."""
         goals = [(owned, owned.accepted) for owned in self._dirty.values()]
@@ -207,7 +218,13 @@ class StreamWriter:
         for sent in batch:
             for event in sent.events:
                 put_event(pipeline, sent.owned.keys, event, events_max=self._settings.events_max, kept_ms=self._kept_ms)
-        replies: list[object] = await pipeline.execute(raise_on_error=False)
+        try:
+            replies: list[object] = await pipeline.execute(raise_on_error=False)
+        except BaseException:
+            self._is_away = True
+            self._progress.set()
+            raise
+        self._is_away = False
         at = 0
         for sent in batch:
             for event in sent.events:

@@ -1,5 +1,6 @@
 """The logs of resumable streams of a fleet, in Redis: any process reads what any other writes."""
 
+import math
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -19,7 +20,7 @@ from service.storage.redis_stream_entries import (
     stream_keys,
     write_ends,
 )
-from service.storage.redis_stream_tail import BLOCK_S, FOLLOWED_MS, Follower, StreamTail
+from service.storage.redis_stream_tail import BLOCK_S, MARK_EVERY_S, Follower, StreamTail
 from service.storage.redis_stream_writer import StreamWriter
 from service.telemetry.metrics import Metrics
 
@@ -104,7 +105,7 @@ class RedisStreamLog:
             yield follower
             return
         with redis_errors():
-            await self._redis.set(keys.followed, b"1", px=FOLLOWED_MS)
+            await self._redis.set(keys.followed, b"1", px=self._tail.followed_ms)
         async with self._tail.joined(follower, stream_id, keys, owner=owner.decode(), interruption=interruption):
             yield follower
 
@@ -121,10 +122,17 @@ class RedisStreamLog:
             self._writer.ended_elsewhere(stream_id, frame)
         return ended
 
-    async def is_followed(self, stream_id: str) -> bool:
+    async def room(self, stream_id: str) -> None:
+        """See ``StreamLog``."""
+        await self._writer.room(stream_id)
+
+    async def unfollowed_s(self, stream_id: str) -> float:
         """See ``StreamLog``. One round trip."""
         with redis_errors():
-            return bool(await self._redis.exists(stream_keys(stream_id).followed))
+            left_ms: int = await self._redis.pttl(stream_keys(stream_id).followed)
+        if left_ms < 0:
+            return math.inf
+        return max(0.0, (self._tail.followed_ms - left_ms) / 1_000 - MARK_EVERY_S)
 
     async def flush(self) -> None:
         """See ``StreamLog``."""

@@ -153,3 +153,46 @@ async def test_a_client_that_leaves_is_logged_with_that_outcome(caplog: pytest.L
         ("/generate", 499, "client_disconnect")
     ]
     assert all("outcome" not in line for line in lines[1:])
+
+
+async def test_a_prefix_of_a_proxys_does_not_hide_what_is_a_probe_and_what_is_a_vendors(api: FakeApp) -> None:
+    api.resources.drain._reach(Stage.REFUSING)
+    answers: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    async def send(message: Message) -> None:
+        answers.append(message)
+
+    for path in ("/health", "/v1/models"):
+        scope: dict[str, Any] = {"type": "http", "method": "GET", "headers": [], "query_string": b"", "root_path": "/x"}
+        await api.asgi({**scope, "http_version": "1.1", "path": f"/x{path}"}, receive, send)
+    assert [answer["status"] for answer in answers if "status" in answer] == [200, 503]
+    assert json.loads(answers[-1]["body"])["error"]["code"] == "draining"
+
+
+async def test_a_job_can_be_asked_for_until_the_end(api: FakeApp) -> None:
+    job = (await api.client.post("/generate/async", json=HELLO)).headers["location"]
+    api.resources.drain._reach(Stage.REFUSING)
+    assert (await api.client.get(job)).status_code == 200
+    assert (await api.client.post("/generate/async", json=HELLO)).status_code == 503
+
+
+async def test_an_upload_that_outlasts_the_stop_is_a_503() -> None:
+    async with fake_app_on_socket(drain={"delay_s": 0, "timeout_s": 0.05}) as api:
+        begun = asyncio.Event()
+
+        async def body() -> AsyncIterator[bytes]:
+            yield b'{"prompt": "x'
+            begun.set()
+            await asyncio.Event().wait()
+
+        request = asyncio.create_task(api.client.post("/generate", content=body()))
+        await begun.wait()
+        await until(lambda: api.value("llm_api_http_requests_in_flight") == 1)
+        await api.resources.drain.run()
+        await until(lambda: api.value("llm_api_http_requests_in_flight") == 0)
+        assert api.value("llm_api_http_requests_total", route="/generate", method="POST", code="503") == 1
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)

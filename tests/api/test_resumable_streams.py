@@ -116,7 +116,8 @@ async def test_a_stream_that_is_not_known_is_404_and_asks_no_model(
 
 
 @pytest.mark.parametrize(
-    "value", ["x", "str_a:", ":3", "str_a:-1", "str_a:3.0", "str_a:٣", f"str_a:{2**53 + 1}", "1" * 99]
+    "value",
+    ["x", "str_a:", ":3", "str_a:-1", "str_a:3.0", "str_a:٣", f"str_a:{10**15}", "1" * 99, "str_a:" + "0" * 4_400],
 )
 async def test_what_is_no_event_id_names_the_header(api: FakeApp, value: str) -> None:
     answer = await api.client.get("/stream", params={"prompt": "x"}, headers={b"Last-Event-ID": value.encode()})
@@ -165,6 +166,39 @@ async def test_a_failure_in_the_stream_is_its_last_event_for_whoever_reads_it(ap
     assert b'"resume"' not in body
     again = await api.client.get(f"/streams/{stream_id}")
     assert again.content == body
+
+
+@pytest.mark.parametrize(
+    ("pieces", "outcome"), [(("Hello",), "complete"), (("Hello", UpstreamTimeout("late")), "error")]
+)
+async def test_its_connections_count_as_what_they_told(
+    api: FakeApp, pieces: tuple[str | UpstreamTimeout, ...], outcome: str
+) -> None:
+    api.provider.script = Script(pieces=pieces)
+    stream_id, _ = await begin(api)
+    await api.client.get(f"/streams/{stream_id}")
+    assert api.ends("sse") == {outcome: 2}
+    assert api.value("llm_api_time_to_first_token_seconds_count", transport="sse") == 1
+
+
+@pytest.mark.parametrize(("method", "path", "request_"), SURFACES[1:], ids=[path for _, path, _ in SURFACES[1:]])
+async def test_a_continuation_is_a_stream_whatever_the_body_says(
+    api: FakeApp, method: str, path: str, request_: dict[str, Any]
+) -> None:
+    whole = await api.client.request(method, path, **request_, headers=RESUMABLE)
+    plain = {**request_["json"], "stream": False}
+    last = {"Last-Event-ID": f"{whole.headers['x-stream-id']}:1"}
+    rest = await api.client.request(method, path, json=plain, headers=last)
+    assert rest.content == b"".join(events_of(whole.content)[1:])
+    assert len(api.provider.calls) == 1
+
+
+async def test_a_ticket_that_nobody_looked_at_opens_nothing(keyed: FakeApp) -> None:
+    params = {"prompt": "Hello", "model": "gpt-4o", "resumable": "true", "ticket": "made-up"}
+    first = await keyed.client.get("/stream", params=params, headers=bearer(ALICE))
+    stream_id = first.headers["x-stream-id"]
+    refused = await keyed.client.get(f"/streams/{stream_id}", params={"ticket": "made-up"})
+    assert refused.status_code == 401
 
 
 async def test_someone_elses_stream_looks_like_one_that_never_was(keyed: FakeApp) -> None:

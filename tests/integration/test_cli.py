@@ -3,6 +3,7 @@
 import re
 import signal
 import socket
+import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -170,3 +171,10 @@ def test_every_command_has_help(command: list[str]) -> None:
     result = run(*command, "--help")
     assert result.returncode == 0
     assert result.stdout.startswith("usage: llm-api")
+
+
+def test_sigterm_is_heard_before_anything_that_takes_time_to_import() -> None:
+    # As the first process of a container we would not be ended by it until then.
+    code = "import sys, service.__main__; print({'pydantic', 'service.cli', 'service.config'} & set(sys.modules))"
+    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert seen.stdout.strip() == "set()"

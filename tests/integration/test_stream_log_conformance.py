@@ -1,6 +1,7 @@
 """What every stream log does: in memory, on a real server, and there between two processes."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple
@@ -68,7 +69,7 @@ async def test_record_is_found_as_it_was_written(logs: Logs) -> None:
 async def test_stream_that_never_was_is_not_found(logs: Logs, stream_id: str) -> None:
     assert await logs.reader.find(stream_id) is None
     assert not await logs.reader.end(stream_id, CANCELLATION)
-    assert not await logs.reader.is_followed(stream_id)
+    assert await logs.reader.unfollowed_s(stream_id) == math.inf
     with pytest.raises(StreamNotFound):
         async with logs.reader.follow(stream_id, 0):
             pass
@@ -172,9 +173,10 @@ async def test_cancelled_wait_loses_no_event(logs: Logs) -> None:
 
 async def test_stream_is_followed_as_long_as_somebody_reads_it(logs: Logs) -> None:
     stream = await begin(logs.owner)
-    assert not await logs.owner.is_followed(stream.id)
+    assert await logs.owner.unfollowed_s(stream.id) == math.inf
     async with logs.reader.follow(stream.id, 0):
-        assert await logs.owner.is_followed(stream.id)
+        assert await logs.owner.unfollowed_s(stream.id) == 0
+    assert await logs.owner.unfollowed_s(stream.id) < 5
 
 
 async def test_stream_ends_once_whoever_ends_it(logs: Logs) -> None:

@@ -423,7 +423,13 @@ async def test_store_that_is_gone_fails_those_who_wait_and_not_the_owner(
             with pytest.raises(StoreUnavailable):
                 await take(batches, 1)
         stream.write(5)
-        for call in (begin(log), log.find(stream.id), log.end(stream.id, b""), log.is_followed(stream.id), log.flush()):
+        for call in (
+            begin(log),
+            log.find(stream.id),
+            log.end(stream.id, b""),
+            log.unfollowed_s(stream.id),
+            log.flush(),
+        ):
             with pytest.raises(StoreUnavailable):
                 await call
         with pytest.raises(StoreUnavailable):
@@ -598,3 +604,30 @@ async def _write_now_and_then(stream: Owner, count: int) -> list[StreamEvent]:
         events += stream.write(1, last=at == count - 1)
         await asyncio.sleep(0.02)
     return events
+
+
+async def test_a_store_that_works_keeps_all_of_a_stream_that_comes_faster_than_it_writes(server: OwnRedis) -> None:
+    frame = b"data: " + b"x" * 300 + b"\n\n"
+    async with open_redis_log(server.url) as log:
+        stream = await begin(log)
+        for number in range(1, 18_001):
+            log.append(stream.id, [StreamEvent(number, frame)])
+            await log.room(stream.id)
+        log.append(stream.id, [StreamEvent(18_001, frame, last=True)])
+        await log.flush()
+        got = await read(log, stream.id)
+    assert [event.number for event in got] == list(range(1, 18_002))
+
+
+async def test_a_store_that_is_away_is_not_waited_for(server: OwnRedis) -> None:
+    frame = b"x" * redis_stream_writer.ROOM_BYTES
+    async with open_redis_log(server.url, timeout_s=0.2) as log:
+        stream = await begin(log)
+        server.freeze()
+        try:
+            log.append(stream.id, [StreamEvent(1, frame)])
+            log.append(stream.id, [StreamEvent(2, frame)])
+            async with asyncio.timeout(DEADLINE_S):
+                await log.room(stream.id)
+        finally:
+            server.thaw()

@@ -415,6 +415,19 @@ async def test_a_message_far_over_the_limit_is_not_even_kept() -> None:
             await soon(call.closed)
 
 
+async def test_what_runs_is_told_before_we_close_its_socket(api: FakeApp) -> None:
+    api.provider.script = Script(stepped=True)
+    async with socket(api) as connection:
+        await send(connection, type="generate", id="a", prompt="x")
+        await api.provider.call()
+        await connection.send(b'{"type": "ping"}')
+        messages = [json.loads(await connection.recv()) for _ in range(2)]
+        assert [message["type"] for message in messages] == ["started", "error"]
+        assert (messages[1]["id"], messages[1]["code"]) == ("a", "cancelled")
+        assert (await close_of(connection))[0] == 1003
+    assert api.ends("ws") == {"cancelled": 1}
+
+
 async def test_a_binary_message_closes_with_1003_and_ends_what_runs(api: FakeApp) -> None:
     api.provider.script = Script(pieces=("x",) * 1_000, stepped=True)
     async with socket(api) as connection:

@@ -27,7 +27,7 @@ _TYPES = {
 
 def error_body(error: ServiceError, request_id: str) -> dict[str, Any]:
     """Return the error as Anthropic's JSON; our own words stand in ``details``."""
-    details = {"error_code": error.code}
+    details: dict[str, Any] = {"error_code": error.code, "retryable": error.retryable}
     if error.resume is not None:
         details["resume"] = error.resume
     return {

@@ -13,7 +13,7 @@ from service.api.bodies import documented_body, read_body, read_fields
 from service.api.deps import AllResources, Context, Generation
 from service.api.disconnect import until_disconnect
 from service.api.responses import EVENT_STREAM
-from service.api.resumption import OVER, documented_headers, event_stream
+from service.api.resumption import OVER, asks_for_stream, documented_headers, event_stream
 from service.api.vendor import failures
 
 router = APIRouter(prefix="/v1", tags=["Anthropic-compatible"])
@@ -38,7 +38,7 @@ async def create_message(
     asked = generation_request(body, await read_fields(request))
     message_id = f"msg_{context.request_id}"
     response: Response
-    if body.stream:
+    if asks_for_stream(request, stream=bool(body.stream)):
         framing = AnthropicFraming(model=body.model, message_id=message_id, request_id=context.request_id)
         response = await event_stream(request, resources, context, generation.stream(asked, context), framing)
     else:

@@ -29,12 +29,15 @@ _CODES: tuple[tuple[type[ServiceError], str], ...] = (
 
 
 def error_body(error: ServiceError, request_id: str) -> dict[str, Any]:
-    """Return the error as OpenAI's JSON; ``request_id`` and ``resume`` are our additions."""
+    """Return the error as OpenAI's JSON; ``retryable``, ``request_id`` and ``resume`` are our additions."""
     fields: dict[str, Any] = {
         "message": error.message,
         "type": _type_of(error),
         "param": error.fields[0].field if error.fields else None,
         "code": _code_of(error),
+        # The SDK keeps this object alone of an error in mid-stream.
+        "retryable": error.retryable,
+        "request_id": request_id,
     }
     if error.resume is not None:
         fields["resume"] = error.resume

@@ -27,7 +27,7 @@ from service.api.openai.schemas import (
     ModelList,
 )
 from service.api.responses import EVENT_STREAM
-from service.api.resumption import OVER, documented_headers, event_stream
+from service.api.resumption import OVER, asks_for_stream, documented_headers, event_stream
 from service.api.vendor import failures
 from service.errors import ModelNotFound
 
@@ -63,7 +63,7 @@ async def create_chat_completion(
     asked = generation_request(body, await read_fields(request))
     created = int(time.time())
     completion_id = f"chatcmpl-{context.request_id}"
-    if body.stream:
+    if asks_for_stream(request, stream=bool(body.stream)):
         framing = OpenAIFraming(
             model=body.model,
             created=created,

@@ -214,6 +214,11 @@ class ErrorDetails(BaseModel):
     param: str | None
     """The field, as a dotted path."""
     code: str | None
+    retryable: bool
+    """Whether the same request may succeed later; our addition, as the two that follow."""
+    request_id: str
+    resume: str | None = None
+    """Where a resumable stream goes on, if only its connection ends."""
 
 
 class ErrorResponse(BaseModel):

@@ -51,6 +51,14 @@ class TestFaults:
         assert (len(reply.body), reply.whole) == (10, False)
         assert int(reply.headers["content-length"]) > 10
 
+    @pytest.mark.parametrize("fault", ["cut", "reset", "stall"])
+    async def test_a_place_past_the_last_byte_of_a_whole_body_lets_it_pass_and_leaves_the_connection_alone(
+        self, client: Client, simulator: SimulatorHandle, fault: str
+    ) -> None:
+        for _ in range(2):
+            assert (await client.call(chat(f"sim;fault={fault};after_bytes=100000"))).whole
+        assert [(call.finished, call.connection.id) for call in simulator.calls()] == [(True, 1)] * 2
+
     async def test_reset_before_the_headers(self, client: Client, simulator: SimulatorHandle) -> None:
         with pytest.raises(ConnectionResetError):
             await client.call(chat("sim-reset", stream=True))

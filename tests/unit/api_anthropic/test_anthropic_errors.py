@@ -38,6 +38,6 @@ def test_status_and_words_are_the_vendors(error: ServiceError, status: int, kind
     assert status_of(error) == status
     assert error_body(error, "req_1") == {
         "type": "error",
-        "error": {"type": kind, "message": "no", "details": {"error_code": error.code}},
+        "error": {"type": kind, "message": "no", "details": {"error_code": error.code, "retryable": error.retryable}},
         "request_id": "req_1",
     }

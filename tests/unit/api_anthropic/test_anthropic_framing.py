@@ -147,7 +147,7 @@ def test_failure_is_an_error_event() -> None:
         "error": {
             "type": "api_error",
             "message": "the provider went away",
-            "details": {"error_code": "upstream_unavailable"},
+            "details": {"error_code": "upstream_unavailable", "retryable": True},
         },
         "request_id": "req_1",
     }

@@ -39,7 +39,9 @@ from service.errors import (
 def test_status_and_words_are_the_vendors(error: ServiceError, status: int, kind: str, code: str) -> None:
     body = error_body(error, "req_1")
     assert status_of(error) == status
-    assert body == {"error": {"message": "no", "type": kind, "param": None, "code": code}, "request_id": "req_1"}
+    fields = {"message": "no", "type": kind, "param": None, "code": code}
+    ours = {"retryable": error.retryable, "request_id": "req_1"}
+    assert body == {"error": {**fields, **ours}, "request_id": "req_1"}
 
 
 def test_param_is_the_first_field_at_fault() -> None:

@@ -155,4 +155,6 @@ def test_failure_is_an_error_object_without_done() -> None:
         "type": "server_error",
         "param": None,
         "code": "upstream_unavailable",
+        "retryable": True,
+        "request_id": "req_1",
     }

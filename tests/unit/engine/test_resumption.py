@@ -1,6 +1,7 @@
 """Resumable streams: one generation, whatever happens to those who read it."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -251,12 +252,12 @@ async def test_without_a_reader_for_long_the_generation_is_cancelled() -> None:
 async def test_a_follower_keeps_the_generation_alive() -> None:
     source = Source()
     source.say("a")
-    looks: list[bool] = []
+    looks: list[float] = []
 
     class Log(MemoryStreamLog):
         @override
-        async def is_followed(self, stream_id: str) -> bool:
-            looks.append(await super().is_followed(stream_id))
+        async def unfollowed_s(self, stream_id: str) -> float:
+            looks.append(await super().unfollowed_s(stream_id))
             return looks[-1]
 
     async with running(Log, orphan_s=0.01) as those:
@@ -267,7 +268,69 @@ async def test_a_follower_keeps_the_generation_alive() -> None:
         await until(lambda: len(looks) >= 3)
         source.say("b c", None)
         assert frames(await following) == WHOLE
-        assert all(looks)
+        assert set(looks) == {0}
+
+
+async def test_a_reader_that_left_lately_keeps_it_alive_for_as_long_as_one_may_be_away() -> None:
+    source = Source()
+    source.say("a")
+    waits: list[float] = []
+
+    class Log(MemoryStreamLog):
+        @override
+        async def unfollowed_s(self, stream_id: str) -> float:
+            waits.append(asyncio.get_running_loop().time())
+            return 0.004 if len(waits) == 1 else math.inf
+
+    async with running(Log, orphan_s=0.02) as those:
+        owned = await those.start(source)
+        async with owned as events:
+            await anext(events)
+        await soon(source.closed)
+        assert len(waits) == 2
+        assert waits[1] - waits[0] > 0.015
+        assert those.ends("orphaned") == 1
+
+
+@pytest.mark.parametrize("who", ["caller", "another process"])
+async def test_an_end_before_the_first_content_reaches_the_client_that_waits(who: str) -> None:
+    source = Source()
+    async with running() as those:
+        owned = await those.start(source)
+        reading = asyncio.create_task(read_all(owned))
+        await asyncio.sleep(0)
+        if who == "caller":
+            await those.streams.end(owned.id, ALICE)
+            expected = b"event: error\ndata: cancelled\n\n"
+        else:
+            expected = b"event: error\ndata: stream_interrupted\n\n"
+            await those.log.end(owned.id, expected)
+        assert frames(await reading) == [expected]
+        await soon(source.closed)
+        await asyncio.wait([owned.task])
+        assert those.metrics.registry.get_sample_value("llm_api_resumable_streams_active") == 0
+
+
+async def test_a_store_that_works_is_given_time() -> None:
+    source = Source()
+    source.say(*["word"] * 10, None)
+    full, emptied = asyncio.Event(), asyncio.Event()
+
+    class Log(MemoryStreamLog):
+        @override
+        async def room(self, stream_id: str) -> None:
+            full.set()
+            await emptied.wait()
+
+    async with running(Log) as those:
+        owned = await those.start(source)
+        reading = asyncio.create_task(read_all(owned))
+        await soon(full)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert source.taken == 1
+        emptied.set()
+        assert len(await reading) == 12
 
 
 async def test_a_store_that_is_away_does_not_make_an_orphan() -> None:
@@ -277,12 +340,12 @@ async def test_a_store_that_is_away_does_not_make_an_orphan() -> None:
 
     class Log(MemoryStreamLog):
         @override
-        async def is_followed(self, stream_id: str) -> bool:
+        async def unfollowed_s(self, stream_id: str) -> float:
             nonlocal looks
             looks += 1
             if looks < 3:
                 raise StoreUnavailable("away")
-            return False
+            return await super().unfollowed_s(stream_id)
 
     async with running(Log, orphan_s=0.01) as those:
         owned = await those.start(source)

@@ -4,7 +4,8 @@ import pytest
 
 from service.config import Settings
 from service.engine.drain import CLEAN_UP_S
-from service.serving.options import BACKSTOP_S, longest_worker_stop_s
+from service.serving.options import longest_worker_stop_s
+from service.shutdown import BACKSTOP_S
 
 
 @pytest.mark.parametrize(("delay_s", "timeout_s", "jobs_s"), [(0, 1, 1), (10, 180, 30), (2.5, 0.25, 7)])

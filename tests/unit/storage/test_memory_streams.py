@@ -71,13 +71,16 @@ async def test_log_holds_little_more_than_it_may_keep() -> None:
 
 
 async def test_stream_is_followed_until_the_last_follower_leaves() -> None:
-    log = MemoryStreamLog(settings=StreamSettings(), clock=ManualClock())
+    clock = ManualClock()
+    log = MemoryStreamLog(settings=StreamSettings(), clock=clock)
     stream = await begin(log)
     async with log.follow(stream.id, 0):
         async with log.follow(stream.id, 0):
             pass
-        assert await log.is_followed(stream.id)
-    assert not await log.is_followed(stream.id)
+        clock.advance(5)
+        assert await log.unfollowed_s(stream.id) == 0
+    clock.advance(7)
+    assert await log.unfollowed_s(stream.id) == 7
 
 
 async def test_all_who_wait_are_woken_by_one_event() -> None:
