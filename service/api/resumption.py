@@ -132,7 +132,8 @@ async def event_stream(
     position = last_event(request)
     if position is not None:
         return await continued(resources, context, position, framing)
-    if not resumable and not _asks_for_resumption(request):
+    asked = _asks_for_resumption(request)
+    if not resumable and not asked:
         return EventStreamResponse(stream, framing)
     # Where a header says who calls, nobody has looked at the ticket.
     ticket = None if header_credential(request) else request.query_params.get("ticket")
@@ -200,15 +201,15 @@ def documented_headers(extra: Mapping[str, Any] | None = None) -> dict[str, Any]
             "name": RESUMABLE,
             "in": "header",
             "required": False,
-            "description": "Ask for a stream that can be continued, from any process.",
-            "schema": {"type": "string", "enum": ["true", "false"]},
+            "description": "`true` asks for a stream that can be continued, from any process; `false` does not.",
+            "schema": {"type": "string"},
         },
         {
             "name": LAST_EVENT_ID,
             "in": "header",
             "required": False,
-            "description": "Continue a resumable stream behind this event; the rest of the request is not looked at.",
-            "schema": {"type": "string", "pattern": "^[^:]+:[0-9]{1,15}$"},
+            "description": "`STREAM_ID:NUMBER`: continue a resumable stream behind this event; no model is asked.",
+            "schema": {"type": "string"},
         },
     ]
     return {**(extra or {}), "parameters": parameters}
