@@ -58,7 +58,7 @@ def create_app(settings: Settings, opener: Opener = open_resources) -> FastAPI:
         redoc_url=None,
     )
     # The last one added is the outermost: the id of a request is on every answer, CORS headers on every one but a
-    # defect's, and the size is looked at before anything is read.
+    # defect's, and the size is looked at before anything is read. Probes do not come so far.
     app.add_middleware(IntakeMiddleware, max_body_bytes=settings.server.max_body_bytes)
     if settings.cors.origins:
         app.add_middleware(
@@ -70,6 +70,7 @@ def create_app(settings: Settings, opener: Opener = open_resources) -> FastAPI:
             expose_headers=list(EXPOSED_HEADERS),
         )
     app.add_middleware(RequestMiddleware)
+    app.add_middleware(health.ProbeMiddleware)
     app.add_exception_handler(ServiceError, on_service_error)
     app.add_exception_handler(RequestValidationError, on_validation_error)
     app.add_exception_handler(HTTPException, on_http_exception)

@@ -1,8 +1,11 @@
 """The application for ASGI servers (``uvicorn service.asgi:app``): the only module-level one."""
 
 import os
+from functools import partial
 
 from service.app import create_app
-from service.config import load_settings
+from service.config.reload import SettingsSource
+from service.wiring import open_resources
 
-app = create_app(load_settings({}, os.environ))
+_source = SettingsSource({}, os.environ)
+app = create_app(_source.load(), partial(open_resources, source=_source))

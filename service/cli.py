@@ -13,8 +13,9 @@ from typing import Any
 
 from service import __version__
 from service.auth.keys import hash_key, new_key
-from service.config import ConfigError, Settings, effective_yaml, json_schema, load_settings, reference_table
+from service.config import ConfigError, Settings, effective_yaml, json_schema, reference_table
 from service.config.keys import checked_key, is_key_name
+from service.config.reload import SettingsSource
 from service.errors import ServiceError
 from service.serving.banner import warnings
 from service.serving.logs import configure_logging
@@ -49,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def serve(parsed: argparse.Namespace) -> int:
     """Serve the API until told to stop."""
-    settings = _settings(parsed)
+    source = _source(parsed)
+    settings = source.load()
     configure_logging(settings.profile)
     for warning in warnings(settings):
         logger.warning(warning)
@@ -57,9 +59,9 @@ def serve(parsed: argparse.Namespace) -> int:
         if settings.server.workers > 1:
             # The directory has to be named before anything that measures is imported.
             with metrics_directory() as directory:
-                _module("service.serving.prefork").serve(settings, listener, directory)
+                _module("service.serving.prefork").serve(settings, listener, source, directory)
         else:
-            _module("service.serving.single").serve(settings, listener)
+            _module("service.serving.single").serve(settings, listener, source)
     return 0
 
 
@@ -83,7 +85,7 @@ def check(parsed: argparse.Namespace) -> int:
         print(reference_table(), end="")
         return 0
     try:
-        settings = _settings(parsed)
+        settings = _source(parsed).load()
     except ConfigError as error:
         if not parsed.json:
             raise
@@ -170,10 +172,10 @@ def _module(name: str) -> Any:
     return importlib.import_module(name)
 
 
-def _settings(parsed: argparse.Namespace) -> Settings:
+def _source(parsed: argparse.Namespace) -> SettingsSource:
     given = {name: getattr(parsed, name) for name in ("host", "port", "metrics_port", "workers")}
     server: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    return load_settings({"server": server} if server else {}, os.environ)
+    return SettingsSource({"server": server} if server else {}, os.environ)
 
 
 def _warn(settings: Settings) -> None:

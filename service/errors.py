@@ -4,7 +4,8 @@
 
     ServiceError
     ├── InvalidRequest            422   the caller's mistake; names the field
-    │   └── ModelNotFound         422   the model is not configured; lists those that are
+    │   ├── ModelNotFound         422   the model is not configured; lists those that are
+    │   └── BeyondLimit           422   larger than a limit can ever let through
     ├── Unauthenticated           401   credential missing or wrong
     ├── PermissionDenied          403   credential right, not allowed
     ├── NotFound                  404   no such path
@@ -17,6 +18,7 @@
     ├── Cancelled                 499   the caller asked for the end of it
     ├── RateLimited               429   this principal's budget is spent
     ├── Overloaded                503   our own queue is full
+    ├── CircuitOpen               503   every way to the model failed a moment ago, and is given a rest
     ├── Draining                  503   this process is stopping
     ├── StreamInterrupted         503   the process that generated a resumable stream is gone
     ├── StoreUnavailable          503   Redis did not answer: our fault, never the caller's 401
@@ -24,6 +26,7 @@
     └── UpstreamError
         ├── UpstreamRejected      400   context too long, content filtered: the upstream's reason is kept
         ├── UpstreamThrottled     503   the upstream's 429: never shown as the caller's 429
+        ├── UpstreamOverloaded    503   the upstream's 529: too much for it, whoever asks
         ├── UpstreamUnavailable   502   connection failure or 5xx
         ├── UpstreamInvalid       502   an answer that breaks the schema, or a stream that ends without its end
         ├── UpstreamMisconfigured 502   our key, quota or address is refused: page someone
@@ -33,7 +36,7 @@ The class decides: ``code``, ``status`` and ``retryable`` are class attributes; 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,13 @@ class ModelNotFound(InvalidRequest):
 
     code = "model_not_found"
     title = "No such model"
+
+
+class BeyondLimit(InvalidRequest):
+    """The request would take more than its limit can ever hold: waiting does not help."""
+
+    code = "beyond_limit"
+    title = "The request is larger than its limit allows"
 
 
 class Unauthenticated(ServiceError):  # noqa: N818
@@ -201,6 +211,15 @@ class Overloaded(ServiceError):  # noqa: N818
     title = "The service is overloaded"
 
 
+class CircuitOpen(ServiceError):  # noqa: N818
+    """All that answer for the model failed a moment ago: none is asked before it had a rest."""
+
+    code = "circuit_open"
+    status = 503
+    retryable = True
+    title = "The providers are being given a rest"
+
+
 class Draining(ServiceError):  # noqa: N818
     """This process is stopping; another takes the same request."""
 
@@ -226,6 +245,11 @@ class StoreUnavailable(ServiceError):  # noqa: N818
     status = 503
     retryable = True
     title = "The shared store is unavailable"
+
+
+Refused = Literal["key", "funds", "model", "provider"]
+"""How far a refusal goes. ``key``, ``funds``: this key is wrong, or its account is out of money, whatever the model.
+``model``: there is none of that name, or not for this key. ``provider``: nothing works there as it is configured."""
 
 
 class UpstreamError(ServiceError):
@@ -262,12 +286,21 @@ class UpstreamRejected(UpstreamError):  # noqa: N818
 
 
 class UpstreamThrottled(UpstreamError):  # noqa: N818
-    """The provider's rate limit or overload: ours to absorb, not the caller's 429."""
+    """The provider's rate limit for our key: ours to absorb, not the caller's 429."""
 
     code = "upstream_throttled"
     status = 503
     retryable = True
     title = "The provider is limiting us"
+
+
+class UpstreamOverloaded(UpstreamError):  # noqa: N818
+    """The provider has more to do than it can, for all its customers; another provider is the better remedy."""
+
+    code = "upstream_overloaded"
+    status = 503
+    retryable = True
+    title = "The provider is overloaded"
 
 
 class UpstreamUnavailable(UpstreamError):  # noqa: N818
@@ -291,6 +324,18 @@ class UpstreamMisconfigured(UpstreamError):  # noqa: N818
 
     code = "upstream_misconfigured"
     title = "The provider refuses our credentials"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        provider: str = "",
+        upstream_status: int | None = None,
+        upstream_code: str | None = None,
+        refused: Refused = "provider",
+    ) -> None:
+        super().__init__(message, provider=provider, upstream_status=upstream_status, upstream_code=upstream_code)
+        self.refused = refused
 
 
 class UpstreamTimeout(UpstreamError):  # noqa: N818

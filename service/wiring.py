@@ -1,31 +1,44 @@
 """The composition root: turns settings into resources, and is the only place that picks implementations."""
 
 import logging
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from pydantic import SecretStr
 
+from service.admission.base import Limiter
+from service.admission.fallback import FallbackLimiter
+from service.admission.memory import MemoryLimiter
+from service.admission.redis import RedisLimiter
 from service.auth.authenticator import KeyAuthenticator
 from service.auth.base import TicketStore
-from service.config import Profile, ProviderKind, Settings
+from service.config import Profile, ProviderKind, ProviderSettings, Settings
+from service.config.fingerprint import KeyFingerprints
+from service.config.reload import SettingsSource
 from service.domain.clock import Clock, SystemClock
+from service.engine.admission import Admission
+from service.engine.attempts import Attempts
 from service.engine.catalogue import ModelCatalogue
 from service.engine.drain import Drain
 from service.engine.generation import GenerationService
 from service.engine.jobs import JobRunner, JobService
+from service.engine.probe_board import ProbeBoard
+from service.engine.prober import Prober
 from service.engine.readiness import ReadinessCheck
 from service.engine.resumption import ResumableStreams
 from service.engine.stream_log import StreamLog
 from service.providers.base import Provider
 from service.providers.build import open_provider
 from service.providers.local import open_local_model
+from service.providers.pool import ProviderPool
 from service.providers.simulator import open_simulator
+from service.reloading import Reloadable, SettingsReload
 from service.resources import Resources
 from service.storage.embedded import embedded_store_available, open_embedded_store
 from service.storage.memory_jobs import MemoryJobQueue
 from service.storage.memory_streams import MemoryStreamLog
+from service.storage.probe_board import MemoryProbeBoard, RedisProbeBoard
 from service.storage.redis import open_redis
 from service.storage.redis_streams import RedisStreamLog
 from service.storage.tickets import MemoryTicketStore, RedisTicketStore
@@ -61,19 +74,26 @@ async def open_embedded(settings: Settings) -> AsyncIterator[Settings]:
 
 
 @asynccontextmanager
-async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
-    """Open everything that one process needs; close it in reverse order, also when opening fails half-way."""
+async def open_resources(settings: Settings, *, source: SettingsSource | None = None) -> AsyncIterator[Resources]:
+    """Open everything that one process needs; close it in reverse order, also when opening fails half-way.
+
+    Changes of the file that ``source`` knows are taken over while it is open.
+    """
     clock = SystemClock()
     metrics = Metrics(_registry())
     async with AsyncExitStack() as stack:
         settings = await stack.enter_async_context(open_embedded(settings))
         if settings.server.workers == 1:  # of several, the parent serves the sum
             await stack.enter_async_context(open_metrics_server(settings.server, metrics.registry))
-        providers: dict[str, Provider] = {}
-        for name, provider in settings.providers.items():
-            providers[name] = await stack.enter_async_context(open_provider(name, provider, clock=clock))
+
+        def opener(name: str, provider: ProviderSettings) -> AbstractAsyncContextManager[Provider]:
+            return open_provider(name, provider, clock=clock, metrics=metrics)
+
+        providers = await stack.enter_async_context(ProviderPool(opener, clock).opened(settings.providers))
         tickets: TicketStore
         stream_log: StreamLog
+        limiter: Limiter
+        board: ProbeBoard
         if settings.redis.url is not None:
             redis = await stack.enter_async_context(open_redis(settings.redis))
             tickets = RedisTicketStore(redis, ttl_s=settings.auth.ticket_ttl_s)
@@ -82,7 +102,19 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
                     redis=redis, redis_settings=settings.redis, settings=settings.streams, metrics=metrics
                 ).opened()
             )
+            board = await stack.enter_async_context(RedisProbeBoard(settings.redis, clock).opened())
+            limiter = await stack.enter_async_context(
+                FallbackLimiter(
+                    RedisLimiter(settings=settings.redis, metrics=metrics),
+                    replicas=settings.admission.replicas,
+                    money=settings.admission.money_without_store,
+                    metrics=metrics,
+                    clock=clock,
+                ).running()
+            )
         else:
+            board = MemoryProbeBoard(clock)
+            limiter = MemoryLimiter(clock=clock)
             tickets = MemoryTicketStore(ttl_s=settings.auth.ticket_ttl_s, clock=clock)
             stream_log = await stack.enter_async_context(
                 MemoryStreamLog(settings=settings.streams, clock=clock).opened()
@@ -93,8 +125,11 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             providers=providers,
             tickets=tickets,
             stream_log=stream_log,
+            limiter=limiter,
+            board=board,
             metrics=metrics,
             clock=clock,
+            source=source,
         )
 
 
@@ -102,22 +137,32 @@ async def assemble(
     stack: AsyncExitStack,
     *,
     settings: Settings,
-    providers: Mapping[str, Provider],
+    providers: ProviderPool,
     tickets: TicketStore,
     stream_log: StreamLog,
+    limiter: Limiter,
+    board: ProbeBoard,
     metrics: Metrics,
     clock: Clock,
+    source: SettingsSource | None = None,
 ) -> Resources:
     """Put together what does not depend on where providers and stores came from; a test gives fakes.
 
     What runs in the background is closed by ``stack``.
     """
     catalogue = ModelCatalogue(settings.models)
+    attempts = Attempts(
+        providers=providers,
+        settings=settings.providers,
+        resilience=settings.resilience,
+        metrics=metrics,
+        clock=clock,
+    )
     drain = Drain(settings.drain)
     generation = GenerationService(
         catalogue=catalogue,
-        providers=providers,
-        total_timeouts_s={name: provider.timeouts_s.total for name, provider in settings.providers.items()},
+        attempts=attempts,
+        admission=Admission(limiter=limiter, shadow=settings.admission.shadow, metrics=metrics),
         metrics=metrics,
         clock=clock,
     )
@@ -131,22 +176,31 @@ async def assemble(
         clock=clock,
     )
     readiness = ReadinessCheck(
-        generation=generation,
+        routes=catalogue.chat_routes,
+        keys=KeyFingerprints(settings.providers),
+        prober=Prober(providers=providers.unobserved, metrics=metrics, clock=clock),
+        board=board,
         settings=settings.readiness,
-        model=catalogue.first_chat_model(),
         drain=drain,
         metrics=metrics,
         clock=clock,
     )
+    providers.observe(readiness.note)
     streams = ResumableStreams(log=stream_log, settings=settings.streams, drain=drain, metrics=metrics)
     await stack.enter_async_context(streams.running())
     await stack.enter_async_context(queue.opened())
+    authenticator = KeyAuthenticator(settings.auth, clock)
+    if source is not None:
+        # What goes by what else stands in this order; what opens something has to be the last.
+        parts: tuple[Reloadable, ...] = (authenticator, catalogue, attempts, readiness, providers)
+        reload = SettingsReload(source=source, running=settings, parts=parts, metrics=metrics)
+        await stack.enter_async_context(reload.running())
     await stack.enter_async_context(readiness.running())
     return Resources(
         settings=settings,
         clock=clock,
         metrics=metrics,
-        authenticator=KeyAuthenticator(settings.auth, clock),
+        authenticator=authenticator,
         drain=drain,
         tickets=tickets,
         generation=generation,

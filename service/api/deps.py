@@ -1,14 +1,14 @@
 """What routes ask for by name: the process's resources, and who is calling."""
 
 from hmac import compare_digest
-from typing import Annotated
+from typing import Annotated, Final
 from urllib.parse import urlsplit
 
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from service.config import Settings, is_loopback
-from service.domain.principal import ANONYMOUS, Principal, RequestContext
+from service.domain.principal import Principal, RequestContext
 from service.domain.ticket import digest_of
 from service.engine.generation import GenerationService
 from service.engine.jobs import JobService
@@ -16,6 +16,8 @@ from service.engine.readiness import ReadinessCheck
 from service.errors import PermissionDenied, Unauthenticated
 from service.resources import Resources
 
+CONTEXT: Final = "llm_api.context"
+"""Where the scope has the context, once it is known who calls: for the headers of the answer."""
 KEY_PARAMETERS = frozenset(
     {
         "accesstoken",
@@ -146,15 +148,17 @@ def _open_context(connection: HTTPConnection, resources: Resources) -> RequestCo
     """Let everybody in where authentication is off, but for other sites' pages in the browser of whoever runs this."""
     refuse_foreign_name(connection, resources.settings)
     refuse_foreign_page(connection, resources.settings)
-    return _context(connection, principal=ANONYMOUS)
+    return _context(connection, principal=resources.authenticator.authenticate(None))
 
 
 def _context(connection: HTTPConnection, *, principal: Principal) -> RequestContext:
-    return RequestContext(
+    context = RequestContext(
         request_id=connection.scope["request_id"],
         principal=principal,
         received_at=connection.scope["received_at"],
     )
+    connection.scope[CONTEXT] = context
+    return context
 
 
 async def get_stream_context(

@@ -43,6 +43,8 @@ def problem(error: ServiceError, request_id: str) -> dict[str, Any]:
         "retryable": error.retryable,
         "request_id": request_id,
     }
+    if error.retry_after_s is not None:
+        body["retry_after_s"] = error.retry_after_s
     if error.resume is not None:
         body["resume"] = error.resume
     if error.fields:

@@ -4,17 +4,22 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
 from http import HTTPStatus
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
+from service.api.deps import CONTEXT
 from service.api.disconnect import ClientDisconnected, departure
 from service.api.errors import render_error
 from service.api.paths import route_path
+from service.api.rate_limit import rate_limit_headers
 from service.api.request_id import request_id_from
 from service.api.streaming import OUTCOME
+from service.domain.principal import RequestContext
 from service.engine.drain import Drain, Stage
 from service.errors import InternalError, RequestTimeout, RequestTooLarge, ServiceError
 from service.resources import Resources
@@ -134,7 +139,7 @@ class _Answer:
                 self.status = HTTPStatus.FORBIDDEN
         else:
             self.status = status
-            message["headers"] = [*message.get("headers", ()), self._header]
+            message["headers"] = [*message.get("headers", ()), self._header, *self._rate_limits(message)]
             # After a 408 the rest of the body may still come: it must not be taken for the next request.
             if status == HTTPStatus.REQUEST_TIMEOUT or self._drain.stage:
                 self._close_after(message)
@@ -143,6 +148,13 @@ class _Answer:
         except OSError:
             self.is_broken = True
             raise
+
+    def _rate_limits(self, message: Message) -> Iterable[tuple[bytes, bytes]]:
+        """Say where the caller stands, once it is known who that is. On a socket each generation has its own word."""
+        context: RequestContext | None = self._scope.get(CONTEXT)
+        if context is None or message["type"] != "http.response.start":
+            return ()
+        return rate_limit_headers(context, self._scope["path"], now=datetime.now(UTC))
 
     def _close_after(self, message: Message) -> None:
         """Make this the connection's last response. What begins a WebSocket has a ``Connection`` of its own."""
@@ -287,7 +299,8 @@ def _account(scope: Scope, metrics: Metrics, method: str, answer: _Answer) -> fl
     outcome = scope.get(OUTCOME)
     if outcome is not None:
         extra["outcome"] = outcome
-    logger.info("request", extra=extra)
+    # Probes come every few seconds, and would be most of the log.
+    logger.log(logging.DEBUG if route in PROBES else logging.INFO, "request", extra=extra)
     return duration_s
 
 

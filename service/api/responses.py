@@ -1,5 +1,6 @@
 """What a route may answer with beside its success, for OpenAPI; and the one way to write a JSON answer."""
 
+from http import HTTPStatus
 from typing import Any
 
 from pydantic import BaseModel
@@ -14,12 +15,23 @@ _MEANINGS = {
     409: "Conflict",
     413: "The body is too large",
     422: "The request is not valid; each field is named",
-    429: "Rate limit reached",
+    429: "A limit is reached: the answer names it, and says when to come back",
     500: "A defect of the service",
     502: "The provider failed",
     503: "Overloaded, or the provider is limiting us",
     504: "The provider did not answer in time",
 }
+
+
+RATE_LIMIT_HEADERS: dict[str, Any] = {
+    name: {"description": description, "schema": {"type": "string"}}
+    for name, description in {
+        "Retry-After": "Seconds after which the same request passes, if nobody else comes.",
+        "RateLimit-Policy": "The limits, as `draft-ietf-httpapi-ratelimit-headers-10` writes them.",
+        "RateLimit": "What is left of them right after this request.",
+    }.items()
+}
+"""On every answer to a caller who has limits; documented where they matter most."""
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -28,6 +40,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
         status: {
             "description": _MEANINGS[status],
             "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+            **({"headers": RATE_LIMIT_HEADERS} if status == HTTPStatus.TOO_MANY_REQUESTS else {}),
         }
         for status in statuses
     }

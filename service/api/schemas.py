@@ -188,6 +188,8 @@ class Problem(BaseModel):
     code: str
     retryable: bool
     request_id: str
+    retry_after_s: float | None = None
+    """Seconds; the header has them rounded up."""
     resume: str | None = None
     errors: list[FieldFault] | None = None
 

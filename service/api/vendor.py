@@ -1,9 +1,11 @@
 """What the surfaces of both vendors share: open bodies, the statuses of errors, and the failures they document."""
 
+from http import HTTPStatus
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from service.api.responses import RATE_LIMIT_HEADERS
 from service.errors import InvalidRequest, ModelNotFound, ServiceError
 
 _FAILURES = {
@@ -13,7 +15,7 @@ _FAILURES = {
     404: "No such model, or not one of this key's: the message lists those there are; or no such stream to continue.",
     408: "The rest of the body did not come in time.",
     413: "The body is too large.",
-    429: "This key's budget is spent; `Retry-After` says until when.",
+    429: "A limit is reached: the message names it, and `Retry-After` says when to come back.",
     500: "A defect of the service.",
     502: "The provider failed, or its answer is not valid.",
     503: "The service or the provider is overloaded; `Retry-After` says how long to wait.",
@@ -43,4 +45,11 @@ def status_of(error: ServiceError) -> int:
 
 def failures(shape: Any, *statuses: int) -> dict[int | str, dict[str, Any]]:
     """Document failures in a vendor's shape, a model or a union of two: those named, or all there are."""
-    return {status: {"model": shape, "description": _FAILURES[status]} for status in statuses or _FAILURES}
+    return {
+        status: {
+            "model": shape,
+            "description": _FAILURES[status],
+            **({"headers": RATE_LIMIT_HEADERS} if status == HTTPStatus.TOO_MANY_REQUESTS else {}),
+        }
+        for status in statuses or _FAILURES
+    }

@@ -2,10 +2,11 @@
 
 import logging
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
-from service.auth.keys import PREFIX, KeyRing, has_valid_checksum
-from service.config import AuthSettings
+from service.auth.keys import PREFIX, KeyRing, default_principal, has_valid_checksum
+from service.config import AuthSettings, Settings
 from service.domain.clock import Clock
 from service.domain.principal import ANONYMOUS, Principal
 from service.errors import Unauthenticated
@@ -34,16 +35,17 @@ class KeyAuthenticator:
         """Read the keys; raise ``OSError`` or ``ValueError`` where the file cannot be used."""
         self._settings = settings
         self._clock = clock
-        self._version = self._look()
+        self._version = _look(settings)
         self._looked_at = clock.monotonic()
         self._ring = KeyRing.from_settings(settings)
+        self._anonymous = default_principal(ANONYMOUS.name, settings)
 
     def authenticate(self, credential: str | None) -> Principal:
         """See :class:`service.auth.base.Authenticator`. Where authentication is off, everybody is ``anonymous``."""
         if self._settings.enabled is False:
             # None does not open the door: a profile's defaults have decided by now. What is presented does not matter,
             # since SDKs always send some key.
-            return ANONYMOUS
+            return self._anonymous
         if not credential:
             raise Unauthenticated("an API key is needed: send it as 'Authorization: Bearer KEY'")
         self._follow_file()
@@ -64,11 +66,23 @@ class KeyAuthenticator:
             raise Unauthenticated("the API key is not known any more")
         return renewed
 
+    async def prepare(self, settings: Settings) -> Callable[[], None]:
+        """See ``Reloadable`` in ``service.reloading``. Whether authentication is on does not change."""
+        auth = settings.auth.model_copy(update={"enabled": self._settings.enabled})
+        version = _look(auth)
+        ring = KeyRing.from_settings(auth)
+
+        def commit() -> None:
+            self._settings, self._version, self._ring = auth, version, ring
+            self._anonymous = default_principal(ANONYMOUS.name, auth)
+
+        return commit
+
     def _follow_file(self) -> None:
         if self._settings.keys_file is None or self._clock.monotonic() - self._looked_at < FILE_CHECK_INTERVAL_S:
             return
         self._looked_at = self._clock.monotonic()
-        version = self._look()
+        version = _look(self._settings)
         if version == self._version:
             return
         # Remembered even if reading fails: what is wrong is logged once for each change, not once a second.
@@ -82,11 +96,12 @@ class KeyAuthenticator:
         else:
             logger.info("auth.keys_file has changed: %d keys", len(self._ring))
 
-    def _look(self) -> _Version | None:
-        if self._settings.keys_file is None:
-            return None
-        try:
-            status = os.stat(self._settings.keys_file)  # noqa: PTH116 - the hot path needs no Path
-        except OSError:
-            return None
-        return _Version(status.st_mtime_ns, status.st_size, status.st_ino)
+
+def _look(settings: AuthSettings) -> _Version | None:
+    if settings.keys_file is None:
+        return None
+    try:
+        status = os.stat(settings.keys_file)  # noqa: PTH116 - the hot path needs no Path
+    except OSError:
+        return None
+    return _Version(status.st_mtime_ns, status.st_size, status.st_ino)

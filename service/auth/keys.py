@@ -5,11 +5,12 @@ import secrets
 import string
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Self
 
-from service.config import AuthSettings, digest_of, read_keys_file
+from service.config import AuthSettings, LimitSettings, digest_of, read_keys_file
+from service.domain.limits import Limits
 from service.domain.principal import Principal
 
 PREFIX = "llm_"
@@ -63,13 +64,21 @@ class KeyRing:
 
         Raises ``OSError``, or ``ValueError`` that quotes nothing, where the file cannot be read.
         """
+        nameless = default_principal("", settings)
         principals = {
-            name: Principal(name, models=key.models, priority=key.priority) for name, key in settings.keys.items()
+            name: replace(
+                nameless,
+                name=name,
+                models=key.models,
+                priority=key.priority,
+                limits=_limits(key.limits).over(nameless.limits),
+            )
+            for name, key in settings.keys.items()
         }
         keys = [(digest_of(key.key.get_secret_value()), principals[name]) for name, key in settings.keys.items()]
         if settings.keys_file is not None:
             for name, digest in read_keys_file(settings.keys_file):
-                keys.append((digest, principals.get(name) or Principal(name)))
+                keys.append((digest, principals.get(name) or replace(nameless, name=name)))
         return cls(keys)
 
     def __len__(self) -> int:
@@ -89,6 +98,15 @@ class KeyRing:
     def owner(self, name: str) -> Principal | None:
         """Return the principal of this name, if it has a key."""
         return self._owners.get(name)
+
+
+def default_principal(name: str, settings: AuthSettings) -> Principal:
+    """Make a principal of whom the settings say nothing by name."""
+    return Principal(name, limits=_limits(settings.default_limits), user_limits=_limits(settings.user_limits))
+
+
+def _limits(settings: LimitSettings) -> Limits:
+    return Limits(**settings.model_dump())
 
 
 def _checksum(body: str) -> str:

@@ -7,13 +7,22 @@ Sources, strongest first: command line, environment (``LLM_API_`` and ``__`` bet
 from service.config.keys import digest_of, fits_a_header, read_keys_file
 from service.config.printing import effective_yaml, json_schema, reference_table
 from service.config.problems import ConfigError, Problem
-from service.config.profiles import Installed, is_loopback, unenforced, user_cache_dir, with_profile_defaults
+from service.config.profiles import (
+    Installed,
+    is_loopback,
+    unenforced,
+    unpriced,
+    user_cache_dir,
+    with_profile_defaults,
+)
 from service.config.sections import (
     AdmissionSettings,
     AuthSettings,
+    BreakerSettings,
     CorsSettings,
     DrainSettings,
     EmbeddedSettings,
+    HedgingSettings,
     JobSettings,
     KeySettings,
     LimitSettings,
@@ -24,6 +33,8 @@ from service.config.sections import (
     ProviderSettings,
     ReadinessSettings,
     RedisSettings,
+    ResilienceSettings,
+    RetrySettings,
     RouteSettings,
     Section,
     ServerSettings,
@@ -36,10 +47,12 @@ from service.config.sources import load_settings
 __all__ = [
     "AdmissionSettings",
     "AuthSettings",
+    "BreakerSettings",
     "ConfigError",
     "CorsSettings",
     "DrainSettings",
     "EmbeddedSettings",
+    "HedgingSettings",
     "Installed",
     "JobSettings",
     "KeySettings",
@@ -52,6 +65,8 @@ __all__ = [
     "ProviderSettings",
     "ReadinessSettings",
     "RedisSettings",
+    "ResilienceSettings",
+    "RetrySettings",
     "RouteSettings",
     "Section",
     "ServerSettings",
@@ -67,6 +82,7 @@ __all__ = [
     "read_keys_file",
     "reference_table",
     "unenforced",
+    "unpriced",
     "user_cache_dir",
     "with_profile_defaults",
 ]

@@ -131,19 +131,26 @@ def unenforced(settings: Settings) -> list[str]:
     """Name the settings that were given and that this version takes and does not act upon yet."""
     found: list[str] = []
     if "admission" in settings.model_fields_set:
-        found += [f"admission.{name}" for name in sorted(settings.admission.model_fields_set)]
+        given = settings.admission.model_fields_set & {"queue_max", "queue_wait_s"}
+        found += [f"admission.{name}" for name in sorted(given)]
     for name, provider in settings.providers.items():
         found += _given(f"providers.{name}.limits", provider.limits)
-    for name, model in settings.models.items():
-        if model.price_usd_per_million_tokens is not None:
-            found.append(f"models.{name}.price_usd_per_million_tokens")
     for name, key in settings.auth.keys.items():
-        found += _given(f"auth.keys.{name}.limits", key.limits)
         if "priority" in key.model_fields_set:
             found.append(f"auth.keys.{name}.priority")
-    found += _given("auth.default_limits", settings.auth.default_limits)
-    found += _given("auth.user_limits", settings.auth.user_limits)
     return found
+
+
+def unpriced(settings: Settings) -> list[str]:
+    """Name the models without a price, where there is a budget that is kept in money."""
+    auth = settings.auth
+    limits = [auth.default_limits, auth.user_limits, *(key.limits for key in auth.keys.values())]
+    everywhere = any(limit.usd_per_day is not None for limit in limits)
+    return [
+        name
+        for name, model in settings.models.items()
+        if model.price_usd_per_million_tokens is None and (everywhere or model.limits.usd_per_day is not None)
+    ]
 
 
 def _default_models(providers: Mapping[str, ProviderSettings], *, development: bool) -> dict[str, ModelSettings]:

@@ -57,6 +57,8 @@ ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:
 ModelPattern = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9*][A-Za-z0-9._:/@*-]{0,127}$")]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(gt=0)]
+LimitCount = Annotated[int, Field(gt=0, le=100_000_000_000)]
+"""What the store computes with limits is exact up to here; see service/admission/base.py."""
 Texts = Annotated[tuple[str, ...], BeforeValidator(split_list, json_schema_input_type=list[str] | str)]
 
 
@@ -130,18 +132,18 @@ class RedisSettings(Section):
 class LimitSettings(Section):
     """Rates and quotas; what is left out is unlimited."""
 
-    requests_per_minute: Count | None = None
+    requests_per_minute: LimitCount | None = None
     """Requests that may start in a minute, on the average."""
-    request_burst: Count | None = None
+    request_burst: LimitCount | None = None
     """Requests that may start at once after a pause; the same as a minute's worth when left out."""
-    tokens_per_minute: Count | None = None
+    tokens_per_minute: LimitCount | None = None
     """Input and output tokens in a minute, on the average."""
-    token_burst: Count | None = None
+    token_burst: LimitCount | None = None
     """Tokens at once after a pause; the same as a minute's worth when left out."""
-    concurrency: Count | None = None
+    concurrency: LimitCount | None = None
     """Requests that may run at the same time."""
-    usd_per_day: Decimal | None = Field(None, gt=0)
-    """US dollars in a day (UTC)."""
+    usd_per_day: Decimal | None = Field(None, gt=0, le=1_000_000)
+    """US dollars in a day (UTC); takes a price for each model."""
 
 
 class TimeoutSettings(Section):
@@ -155,7 +157,47 @@ class TimeoutSettings(Section):
     between_tokens: Seconds = 30.0
     """Between two pieces of a stream."""
     total: Seconds = 600.0
-    """From the request to the end of the answer."""
+    """From the request to the end of the answer. That of a model's first provider bounds the request with all its
+    retries and other routes."""
+
+
+class RetrySettings(Section):
+    """How often a provider is asked again for one request, as long as nothing of an answer was handed on."""
+
+    max_attempts: int = Field(3, ge=1, le=10)
+    """Attempts at one route of a model, the first included; 1 switches retries off. Going on with another key is no
+    retry."""
+    base_s: Seconds = 0.1
+    """Before a retry, any time up to this (full jitter); the bound doubles with each."""
+    cap_s: Seconds = 5.0
+    """The greatest bound. What the provider's ``Retry-After`` demands comes on top."""
+    budget_ratio: float = Field(0.1, ge=0, le=1)
+    """Retries of all requests to this provider, as a part of the requests."""
+    budget_per_s: float = Field(1.0, ge=0)
+    """Retries in a second that are always allowed, where requests are few."""
+
+
+class BreakerSettings(Section):
+    """When a provider that fails is left alone. Each of its models with each of its keys has a breaker of its own."""
+
+    enabled: bool = True
+    """Whether to leave alone what fails, and keys that are refused or limited."""
+    failures_in_a_row: Count = 5
+    """So many open it. A 429 never does."""
+    window_s: Seconds = 10.0
+    """Time in which a rate of failures is looked at."""
+    failure_ratio: float = Field(0.5, gt=0, le=1)
+    """Part of the calls in it that opens it by failing."""
+    calls_at_least: Count = 20
+    """Fewer calls in it are no rate."""
+    open_s: Seconds = 2.0
+    """How long it stays open at first; then single calls find out whether the provider works again."""
+    open_max_s: Seconds = 8.0
+    """The same after failures of such calls, each of which doubles it; a repair goes unnoticed for so long at most."""
+    refused_s: Seconds = 60.0
+    """How long a model is left alone that the provider does not have or does not let us use."""
+    refused_max_s: Seconds = 600.0
+    """The same after further refusals, each of which doubles it."""
 
 
 class ProviderKind(StrEnum):
@@ -189,6 +231,10 @@ class ProviderSettings(Section):
     """How long to wait for it, in seconds."""
     limits: LimitSettings = LimitSettings()
     """The fleet's, not the process's."""
+    retries: RetrySettings = RetrySettings()
+    """How often it is asked again."""
+    breaker: BreakerSettings = BreakerSettings()
+    """When it is left alone."""
 
     @field_validator("base_url")
     @classmethod
@@ -250,6 +296,8 @@ class ModelSettings(Section):
 
     routes: tuple[RouteSettings, ...] = Field(min_length=1)
     """In order of preference."""
+    limits: LimitSettings = LimitSettings()
+    """For all callers together."""
     price_usd_per_million_tokens: PriceSettings | None = None
     """What it costs; without it the cost is unknown, not zero."""
     modes: Annotated[
@@ -313,19 +361,48 @@ class AdmissionSettings(Section):
     """Requests that may wait; one more is refused with 503."""
     queue_wait_s: Seconds = 10.0
     """How long a request may wait."""
+    replicas: Count = 1
+    """Processes that share the store: while it is away, each keeps limits at this part of them. Pods times workers;
+    too small, the limits are as many times too wide during an outage."""
+    money_without_store: Literal["closed", "open"] = "closed"
+    """``closed``: while the store is away, who has a money budget is refused with 503. ``open``: budgets are not looked
+    at until it is back, and what is spent meanwhile is not counted."""
+
+
+class HedgingSettings(Section):
+    """A second attempt at a stream whose first content is late; the later of the two is cancelled."""
+
+    enabled: bool = False
+    """Off by default: the input of the one that loses is paid for too."""
+    delay_s: Seconds | None = None
+    """How late; the 95th percentile of the model's latest first contents when left out."""
+    budget_ratio: float = Field(0.05, gt=0, le=1)
+    """Second attempts, as a part of the streams."""
+
+
+class ResilienceSettings(Section):
+    """What one request may cost at all providers together."""
+
+    attempts_max: int = Field(6, ge=1, le=100)
+    """Attempts, retries and other routes and keys included."""
+    hedging: HedgingSettings = HedgingSettings()
+    """A second attempt at a stream whose first content is late."""
 
 
 class ReadinessSettings(Section):
     """When ``/ready`` says yes."""
 
     mode: Literal["key", "strict", "passive", "off"] = "key"
-    """``key``: a refused provider key keeps us unready, an outage leaves us ready and degraded. ``strict``: an outage
-    makes us unready too. ``passive``: only real traffic is looked at, and its failures leave us ready and degraded.
-    ``off``: always ready once started."""
+    """``key``: a provider key that is refused from the start keeps us unready, an outage leaves us ready and degraded.
+    ``strict``: an outage makes us unready too. ``passive``: only real traffic is looked at, and its failures leave us
+    ready and degraded. ``off``: always ready once started."""
     interval_s: Seconds = 60.0
-    """Between two minimal calls; real traffic in the interval saves the call."""
+    """Between two minimal calls to a provider, of the whole fleet; real traffic in the interval saves the call."""
+    startup_grace_s: float = Field(20.0, ge=0, le=3_600)
+    """How long a process that just started waits for a first success, before an outage makes it ready and degraded."""
     model: ModelName | None = None
-    """Which model to ask; the first configured one when left out."""
+    """Which model to ask its providers for. A provider that does not answer for it, and each when this is left out, is
+    asked for the first configured model that it answers for."""
 
 
 class StreamSettings(Section):
@@ -403,6 +480,8 @@ class Settings(Section):
     """Who may call."""
     admission: AdmissionSettings = AdmissionSettings()
     """How work is let in."""
+    resilience: ResilienceSettings = ResilienceSettings()
+    """What one request may cost at all providers together."""
     readiness: ReadinessSettings = ReadinessSettings()
     """When ``/ready`` says yes."""
     streams: StreamSettings = StreamSettings()

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from service.domain.limits import UNLIMITED, Limits, Standing
+
 
 @dataclass(frozen=True, slots=True)
 class Principal:
@@ -13,10 +15,14 @@ class Principal:
     models: tuple[str, ...] = ("*",)
     """Public model names or patterns (``team-a/*``) that this principal may use."""
     priority: Literal["interactive", "batch"] = "interactive"
+    limits: Limits = UNLIMITED
+    """What all of its requests together may take."""
+    user_limits: Limits = UNLIMITED
+    """What each of its users may take."""
 
 
 ANONYMOUS = Principal("anonymous")
-"""Who calls where authentication is off."""
+"""Who calls where authentication is off and nothing is limited."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,3 +33,5 @@ class RequestContext:
     principal: Principal = field(default=ANONYMOUS)
     received_at: float = 0.0
     """Monotonic seconds at which the request was fully received."""
+    standing: Standing = field(default_factory=Standing, compare=False)
+    """What admission found; the one thing in here that changes."""

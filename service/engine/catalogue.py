@@ -1,11 +1,13 @@
 """Which models there are, who may use them, and where each is answered."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from service.config import ModelSettings
+from service.accounting.prices import Price
+from service.config import ModelSettings, Settings
+from service.domain.limits import UNLIMITED, Limits
 from service.domain.principal import Principal
 from service.errors import ModelNotFound
 
@@ -40,39 +42,92 @@ class ModelEntry:
     routes: tuple[Route, ...]
     """In order of preference."""
     modes: frozenset[str]
+    limits: Limits = UNLIMITED
+    """What all callers together may take of it."""
+    price: Price | None = None
+    """None is unknown, not zero."""
 
 
 class ModelCatalogue:
-    """The configured models. An exact name wins over a pattern, a longer pattern over a shorter one."""
+    """The configured models, which a reload replaces.
+
+    An exact name wins over a pattern, a longer pattern over a shorter one. What was found stays as it was found: a
+    request goes on with the routes that it began with.
+    """
 
     def __init__(self, models: Mapping[str, ModelSettings]) -> None:
-        self._exact = {name: settings for name, settings in models.items() if "*" not in name}
-        self._patterns = sorted((name for name in models if "*" in name), key=len, reverse=True)
-        self._models = models
+        self._models = _Models(models)
+
+    async def prepare(self, settings: Settings) -> Callable[[], None]:
+        """See ``Reloadable`` in ``service.reloading``."""
+        models = _Models(settings.models)
+
+        def commit() -> None:
+            self._models = models
+
+        return commit
 
     def find(self, model: str, principal: Principal, mode: Mode) -> ModelEntry:
         """Return the entry that answers for ``model``; raise ``ModelNotFound`` with the allowed names."""
-        name = model if model in self._exact else self._pattern_of(model)
+        models = self._models
+        name = models.name_of(model)
         if name is None or not _may_use(principal, model):
-            allowed = ", ".join(card.name for card in self.cards(principal)) or "none"
+            allowed = ", ".join(card.name for card in models.cards(principal)) or "none"
             raise ModelNotFound.at("model", f"{model!r} is not available; allowed: {allowed}", kind="model_not_found")
-        settings = self._models[name]
+        settings = models.settings[name]
         if mode not in settings.modes:
             raise ModelNotFound.at("model", f"{model!r} does not do {mode}", kind="model_not_found")
         routes = tuple(Route(route.provider, route.model or model) for route in settings.routes)
-        return ModelEntry(name, routes, settings.modes)
+        given = settings.price_usd_per_million_tokens
+        return ModelEntry(
+            name,
+            routes,
+            settings.modes,
+            limits=Limits(**settings.limits.model_dump()),
+            price=None if given is None else Price.from_settings(given),
+        )
 
     def cards(self, principal: Principal) -> tuple[ModelCard, ...]:
         """List what a principal may use, in the order of the settings: models, patterns, its own parts of patterns."""
+        return self._models.cards(principal)
+
+    def chat_routes(self, wanted: str | None = None) -> tuple[Route, ...]:
+        """Give each provider's first route that is sure to mean one model, those of the model ``wanted`` before others.
+
+        A provider that only has routes that take the caller's own name has none.
+        """
+        models = self._models
+        first = models.name_of(wanted) if wanted is not None else None
+        routes: dict[str, Route] = {}
+        for name in (*([first] if first is not None else ()), *models.settings):
+            settings = models.settings[name]
+            if "chat" not in settings.modes:
+                continue
+            own_name = wanted if name == first else None if "*" in name else name
+            for route in settings.routes:
+                if upstream := route.model or own_name:
+                    routes.setdefault(route.provider, Route(route.provider, upstream))
+        return tuple(routes.values())
+
+
+class _Models:
+    """The models of one moment; never changed, only replaced."""
+
+    def __init__(self, settings: Mapping[str, ModelSettings]) -> None:
+        self.settings = settings
+        self._exact = {name for name in settings if "*" not in name}
+        self._patterns = sorted((name for name in settings if "*" in name), key=len, reverse=True)
+
+    def name_of(self, model: str) -> str | None:
+        """Return the name, or the pattern, under which a model is configured."""
+        return model if model in self._exact else self._pattern_of(model)
+
+    def cards(self, principal: Principal) -> tuple[ModelCard, ...]:
         return tuple(
             ModelCard(listed, settings.routes[0].provider)
-            for name, settings in self._models.items()
+            for name, settings in self.settings.items()
             for listed in ((name,) if _may_use(principal, name) else self._narrowed(name, principal))
         )
-
-    def first_chat_model(self) -> str | None:
-        """Name the first configured model that can be asked by name."""
-        return next((name for name, settings in self._exact.items() if "chat" in settings.modes), None)
 
     def _narrowed(self, pattern: str, principal: Principal) -> tuple[str, ...]:
         return tuple(

@@ -1,11 +1,11 @@
 """Generating: from a request to an answer, whole or streamed, over the routes that its model has."""
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Self, TypeVar
+from dataclasses import dataclass
+from typing import Self
 
-from service.domain.clock import Clock, Deadline
+from service.domain.clock import Clock
 from service.domain.estimates import delta_size, input_size, tokens_in
 from service.domain.generation import (
     Chunk,
@@ -16,12 +16,11 @@ from service.domain.generation import (
     Usage,
 )
 from service.domain.principal import Principal, RequestContext
+from service.engine.admission import Admission
+from service.engine.attempts import Attempt, Attempts
 from service.engine.catalogue import Mode, ModelCard, ModelCatalogue, ModelEntry, Route
-from service.errors import UNSUPPORTED, InternalError, InvalidRequest, ServiceError, UpstreamError
-from service.providers.base import Provider
+from service.errors import InternalError, ServiceError, UpstreamError
 from service.telemetry.metrics import Metrics
-
-T = TypeVar("T")
 
 
 class GenerationService:
@@ -35,20 +34,23 @@ class GenerationService:
         self,
         *,
         catalogue: ModelCatalogue,
-        providers: Mapping[str, Provider],
-        total_timeouts_s: Mapping[str, float],
+        attempts: Attempts,
+        admission: Admission,
         metrics: Metrics,
         clock: Clock,
     ) -> None:
         self._catalogue = catalogue
-        self._providers = providers
-        self._total_timeouts_s = total_timeouts_s
+        self._attempts = attempts
+        self._admission = admission
         self._metrics = metrics
         self._clock = clock
         self.last_success_at: float | None = None
         """Monotonic seconds of the last answer that a provider gave to a caller."""
-        self.last_failure: UpstreamError | None = None
+
+    @property
+    def last_failure(self) -> UpstreamError | None:
         """Why no provider could answer, if that is how the last request that reached one went."""
+        return self._attempts.last_failure
 
     def models(self, principal: Principal) -> tuple[ModelCard, ...]:
         """List what the principal may use."""
@@ -59,25 +61,35 @@ class GenerationService:
         self._catalogue.find(model, context.principal, mode)
 
     async def complete(self, request: GenerationRequest, context: RequestContext) -> Completion:
-        """Generate a whole answer."""
-
-        async def call(provider: Provider, route: Route, deadline: Deadline) -> Completion:
-            return await provider.complete(request, upstream_model=route.model, deadline=deadline)
-
+        """Generate a whole answer. Raises what :meth:`Admission.admitted` does before any provider is asked."""
         entry = self._catalogue.find(request.model, context.principal, "chat")
-        completion, route = await self._first_that_can(entry, call)
-        self._succeeded(entry, route, completion.usage)
+        async with self._admission.admitted(entry, request, context) as admitted:
+
+            async def call(attempt: Attempt) -> Completion:
+                admitted.began = True
+                return await attempt.provider.complete(
+                    request, upstream_model=attempt.route.model, deadline=attempt.deadline, key=attempt.key
+                )
+
+            completion, attempt = await self._attempts.make(entry, call)
+            admitted.usage = completion.usage
+        self._succeeded(entry, attempt.route, completion.usage)
         return completion
 
     async def embed(self, request: EmbeddingRequest, context: RequestContext) -> EmbeddingResult:
-        """Turn texts into vectors."""
-
-        async def call(provider: Provider, route: Route, deadline: Deadline) -> EmbeddingResult:
-            return await provider.embed(request, upstream_model=route.model, deadline=deadline)
-
+        """Turn texts into vectors. Raises what :meth:`Admission.admitted` does, as ``complete``."""
         entry = self._catalogue.find(request.model, context.principal, "embeddings")
-        result, route = await self._first_that_can(entry, call)
-        self._succeeded(entry, route, result.usage)
+        async with self._admission.admitted(entry, request, context) as admitted:
+
+            async def call(attempt: Attempt) -> EmbeddingResult:
+                admitted.began = True
+                return await attempt.provider.embed(
+                    request, upstream_model=attempt.route.model, deadline=attempt.deadline, key=attempt.key
+                )
+
+            result, attempt = await self._attempts.make(entry, call)
+            admitted.usage = result.usage
+        self._succeeded(entry, attempt.route, result.usage)
         return result
 
     @asynccontextmanager
@@ -88,20 +100,25 @@ class GenerationService:
         only after a finish reason. One that is left or fails after its first content is counted too: the provider bills
         what it read and wrote, and where it did not come to say how much, we estimate.
         """
+        entry = self._catalogue.find(request.model, context.principal, "chat")
         async with AsyncExitStack() as stack:
+            admitted = await stack.enter_async_context(self._admission.admitted(entry, request, context))
 
-            async def call(provider: Provider, route: Route, deadline: Deadline) -> tuple[Chunk, AsyncIterator[Chunk]]:
-                async with AsyncExitStack() as attempt:
-                    chunks = await attempt.enter_async_context(
-                        provider.stream(request, upstream_model=route.model, deadline=deadline)
-                    )
-                    first = await _first_content(chunks)
-                    stack.push_async_exit(attempt.pop_all())
-                    return first, chunks
+            async def call(attempt: Attempt) -> _Opened:
+                admitted.began = True
+                return await _opened(attempt, request)
 
-            entry = self._catalogue.find(request.model, context.principal, "chat")
-            (first, chunks), route = await self._first_that_can(entry, call)
-            observed = _ObservedStream(first, chunks)
+            async def lose(attempt: Attempt, opened: _Opened | None) -> None:
+                written = 0
+                if opened is not None:
+                    written = opened.observed.seen_tokens
+                    await opened.stack.aclose()
+                    self._count(entry, attempt.route, "cancelled")
+                self._count_tokens(entry, attempt.route, Usage(tokens_in(input_size(request)), written, estimated=True))
+
+            opened, attempt = await self._attempts.make(entry, call, lose=lose)
+            stack.push_async_exit(opened.stack)
+            route, observed = attempt.route, opened.observed
             outcome = "cancelled"
             try:
                 yield observed
@@ -110,44 +127,18 @@ class GenerationService:
                 outcome = error.code
                 raise
             finally:
+                admitted.usage = observed.usage or observed.estimated_usage(request)
                 if outcome == "ok":
                     self._succeeded(entry, route, observed.usage)
                 else:
-                    self._count(entry, route, observed.failure or outcome)
-                    self._count_tokens(entry, route, observed.usage or observed.estimated_usage(request))
-
-    async def _first_that_can(
-        self, entry: ModelEntry, call: Callable[[Provider, Route, Deadline], Awaitable[T]]
-    ) -> tuple[T, Route]:
-        failure: ServiceError | None = None
-        for route in entry.routes:
-            deadline = Deadline.after(self._total_timeouts_s[route.provider], self._clock)
-            try:
-                return await call(self._providers[route.provider], route, deadline), route
-            except UpstreamError as error:
-                self._count(entry, route, error.code)
-                if not error.fallback:
-                    raise
-                failure = self.last_failure = error
-            except InvalidRequest as error:
-                self._count(entry, route, error.code)
-                if not any(fault.type == UNSUPPORTED for fault in error.fields):
-                    raise
-                # An outage of the route before it says more about why there is no answer.
-                failure = failure or error
-            except asyncio.CancelledError:
-                self._count(entry, route, "cancelled")
-                raise
-            except Exception as error:
-                self._count(entry, route, _code_of(error))
-                raise
-        if failure is None:
-            raise AssertionError("a model has at least one route")
-        raise failure
+                    if observed.failure is not None:
+                        attempt.broke_off(observed.failure)
+                    self._count(entry, route, outcome if observed.failure is None else _code_of(observed.failure))
+                    self._count_tokens(entry, route, admitted.usage)
 
     def _succeeded(self, entry: ModelEntry, route: Route, usage: Usage | None) -> None:
         self.last_success_at = self._clock.monotonic()
-        self.last_failure = None
+        self._attempts.last_failure = None
         self._count(entry, route, "ok")
         if usage is not None:
             self._count_tokens(entry, route, usage)
@@ -171,8 +162,8 @@ class _ObservedStream:
         self.usage = first.usage
         self.ended = False
         """Whether the provider's stream came to its own end."""
-        self.failure: str | None = None
-        """The code of the error that ended it otherwise."""
+        self.failure: Exception | None = None
+        """What ended it otherwise."""
 
     def __aiter__(self) -> Self:
         return self
@@ -187,7 +178,7 @@ class _ObservedStream:
                 self.ended = True
                 raise
             except Exception as error:
-                self.failure = _code_of(error)
+                self.failure = error
                 raise
             for delta in chunk.deltas:
                 self._seen_bytes += delta_size(delta)
@@ -195,9 +186,34 @@ class _ObservedStream:
             self.usage = chunk.usage
         return chunk
 
+    @property
+    def seen_tokens(self) -> int:
+        """Guess the tokens of what came, handed on or not."""
+        return tokens_in(self._seen_bytes)
+
     def estimated_usage(self, request: GenerationRequest) -> Usage:
         """Guess the tokens that the provider bills for what came, handed on or not."""
-        return Usage(tokens_in(input_size(request)), tokens_in(self._seen_bytes), estimated=True)
+        return Usage(tokens_in(input_size(request)), self.seen_tokens, estimated=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A stream whose first content has come."""
+
+    observed: _ObservedStream
+    stack: AsyncExitStack
+    """Closes the upstream connection."""
+
+
+async def _opened(attempt: Attempt, request: GenerationRequest) -> _Opened:
+    async with AsyncExitStack() as stack:
+        chunks = await stack.enter_async_context(
+            attempt.provider.stream(
+                request, upstream_model=attempt.route.model, deadline=attempt.deadline, key=attempt.key
+            )
+        )
+        first = await _first_content(chunks)
+        return _Opened(_ObservedStream(first, chunks), stack.pop_all())
 
 
 async def _first_content(chunks: AsyncIterator[Chunk]) -> Chunk:

@@ -1,6 +1,8 @@
 """Background jobs: accepting, doing, telling, cancelling; the queue behind them is a port."""
 
+import asyncio
 import secrets
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from service.domain.clock import Clock
@@ -8,7 +10,10 @@ from service.domain.generation import Completion, GenerationRequest
 from service.domain.job import Job
 from service.domain.principal import Principal, RequestContext
 from service.engine.generation import GenerationService
-from service.errors import JobNotFound
+from service.errors import JobNotFound, RateLimited
+
+LIMIT_WAIT_S = 60.0
+"""A job waits so long for its turn at a limit, again and again; for a budget that is spent it does not."""
 
 
 class JobQueue(Protocol):
@@ -64,11 +69,25 @@ class JobService:
 
 
 class JobRunner:
-    """Does one job: what a queue calls when a job's turn has come."""
+    """Does one job: what a queue calls when a job's turn has come.
 
-    def __init__(self, *, generation: GenerationService) -> None:
+    A job was accepted already, so it does not fail at a limit that soon lets it through: it waits for that.
+    """
+
+    def __init__(
+        self, *, generation: GenerationService, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
         self._generation = generation
+        self._sleep = sleep
 
     async def __call__(self, job: Job) -> Completion:
         """Generate what the job asks for; raise any ``ServiceError``."""
-        return await self._generation.complete(job.request, RequestContext(request_id=job.id, principal=job.principal))
+        context = RequestContext(request_id=job.id, principal=job.principal)
+        while True:
+            try:
+                return await self._generation.complete(job.request, context)
+            except RateLimited as error:
+                wait_s = error.retry_after_s
+                if wait_s is None or wait_s > LIMIT_WAIT_S:
+                    raise
+                await self._sleep(wait_s)

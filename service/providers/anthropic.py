@@ -14,7 +14,7 @@ import orjson
 from yarl import URL
 
 from service.config import ProviderSettings
-from service.domain.clock import Clock, Deadline
+from service.domain.clock import Deadline
 from service.domain.estimates import input_size
 from service.domain.generation import (
     Chunk,
@@ -39,6 +39,7 @@ from service.providers.anthropic_wire import (
     request_fields,
     usage_of,
 )
+from service.providers.base import KeyPool, ProviderKey
 from service.providers.event_stream import EventReader
 from service.providers.http import (
     NO_HEADERS,
@@ -106,6 +107,7 @@ def refusal_error(status: int, headers: Mapping[str, str], body: bytes, *, provi
             provider=provider,
             upstream_status=status,
             upstream_code=code or kind,
+            refused="funds",
         )
     refusal = Refusal(
         status=status,
@@ -148,10 +150,18 @@ class AnthropicProvider:
         """See :class:`service.providers.base.Provider`."""
         return self._http.provider
 
-    async def complete(self, request: GenerationRequest, *, upstream_model: str, deadline: Deadline) -> Completion:
+    @property
+    def keys(self) -> KeyPool:
+        """See :class:`service.providers.base.Provider`."""
+        return self._http.keys
+
+    async def complete(
+        self, request: GenerationRequest, *, upstream_model: str, deadline: Deadline, key: ProviderKey | None = None
+    ) -> Completion:
         """See :class:`service.providers.base.Provider`."""
         fields = request_fields(request, upstream_model=upstream_model, stream=False)
-        raw = await self._http.post(Ask(self._url, fields, version_headers(fields)), deadline=deadline)
+        ask = self._http.keyed(Ask(self._url, fields, version_headers(fields), upstream_model, key))
+        raw = await self._http.post(ask, deadline=deadline)
         try:
             wire = decode_message(raw)
             if wire.type == "message":
@@ -159,19 +169,22 @@ class AnthropicProvider:
                 return completion_of(wire, raw, upstream_model=upstream_model, input_bytes=input_size(request))
         except ValueError as exc:
             raise invalid_answer(exc, self.name) from exc
-        raise refusal_error(200, {}, raw, provider=self.name)
+        raise self._http.noted(refusal_error(200, {}, raw, provider=self.name), ask.key, ask.model)
 
     def stream(
-        self, request: GenerationRequest, *, upstream_model: str, deadline: Deadline
+        self, request: GenerationRequest, *, upstream_model: str, deadline: Deadline, key: ProviderKey | None = None
     ) -> AbstractAsyncContextManager[AsyncIterator[Chunk]]:
         """See :class:`service.providers.base.Provider`."""
         fields = request_fields(request, upstream_model=upstream_model, stream=True)
         decoder = AnthropicDecoder(provider=self.name)
-        return self._http.stream(Ask(self._url, fields, version_headers(fields)), decoder, deadline=deadline)
+        ask = Ask(self._url, fields, version_headers(fields), upstream_model, key)
+        return self._http.stream(ask, decoder, deadline=deadline)
 
-    async def embed(self, request: EmbeddingRequest, *, upstream_model: str, deadline: Deadline) -> EmbeddingResult:
+    async def embed(
+        self, request: EmbeddingRequest, *, upstream_model: str, deadline: Deadline, key: ProviderKey | None = None
+    ) -> EmbeddingResult:
         """Refuse: the API has no embeddings."""
-        del upstream_model, deadline
+        del upstream_model, deadline, key
         raise InvalidRequest.at("model", f"{request.model}: its provider has no embeddings", kind="unsupported")
 
 
@@ -307,10 +320,9 @@ class AnthropicDecoder:
 
 
 @asynccontextmanager
-async def open_anthropic(name: str, settings: ProviderSettings, *, clock: Clock) -> AsyncIterator[AnthropicProvider]:
+async def open_anthropic(name: str, settings: ProviderSettings, *, keys: KeyRing) -> AsyncIterator[AnthropicProvider]:
     """Open the provider ``name``; the SDK's own address is taken if the settings have none."""
     address = None if settings.base_url is None else str(settings.base_url)
-    keys = KeyRing(provider=name, keys=settings.keys, files=settings.key_files, clock=clock)
     async with anthropic.AsyncAnthropic(api_key=NO_KEY, base_url=address, max_retries=0) as client:
 
         def headers_for(key: str | None) -> Mapping[str, object]:
@@ -320,7 +332,8 @@ async def open_anthropic(name: str, settings: ProviderSettings, *, clock: Clock)
         async with open_upstream(
             provider=name,
             timeouts_s=settings.timeouts_s,
-            headers=SdkHeaders(keys, headers_for),
+            keys=keys,
+            headers=SdkHeaders(headers_for),
             refused=partial(refusal_error, provider=name),
         ) as http:
             yield AnthropicProvider(http=http, base_url=str(client.base_url))

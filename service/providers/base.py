@@ -1,11 +1,39 @@
 """What the engine asks of a provider."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from service.domain.clock import Deadline
 from service.domain.generation import Chunk, Completion, EmbeddingRequest, EmbeddingResult, GenerationRequest
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderKey:
+    """One of our keys at a provider."""
+
+    secret: str | None = field(repr=False)
+    """None for a provider that is asked without a key."""
+    fingerprint: str
+    """What logs may show of it: the first digits of its SHA-256."""
+
+
+def any_key(_: ProviderKey) -> bool:
+    """Admit every key."""
+    return True
+
+
+class KeyPool(Protocol):
+    """A provider's keys, of which those that are refused or limited are left alone for a time."""
+
+    def take(self, upstream_model: str, admits: Callable[[ProviderKey], bool] = any_key) -> ProviderKey | None:
+        """Return the next key in turn that may be used for a model now; None if ``admits`` bars all of them.
+
+        It is asked about keys that could be used, until it says yes. Raises ``UpstreamThrottled`` if those that are
+        left have to wait, with the time until the first may go on, and ``UpstreamMisconfigured`` if there are none.
+        """
+        ...
 
 
 class Provider(Protocol):
@@ -14,6 +42,7 @@ class Provider(Protocol):
     ``upstream_model`` is the name by which the provider knows the model; ``request.model`` is the caller's.
     Every method raises only members of :class:`service.errors.UpstreamError`, or ``InvalidRequest`` (naming the field)
     where this provider cannot do what is asked; a cancelled call closes its upstream connection before it returns.
+    A call makes one attempt, with ``key`` or the next one that can be used, and notes in ``keys`` what becomes of it.
     """
 
     @property
@@ -21,12 +50,19 @@ class Provider(Protocol):
         """The name in the configuration."""
         ...
 
-    async def complete(self, request: GenerationRequest, *, upstream_model: str, deadline: Deadline) -> Completion:
+    @property
+    def keys(self) -> KeyPool:
+        """What it can be asked with."""
+        ...
+
+    async def complete(
+        self, request: GenerationRequest, *, upstream_model: str, deadline: Deadline, key: ProviderKey | None = None
+    ) -> Completion:
         """Generate a whole answer in one upstream call."""
         ...
 
     def stream(
-        self, request: GenerationRequest, *, upstream_model: str, deadline: Deadline
+        self, request: GenerationRequest, *, upstream_model: str, deadline: Deadline, key: ProviderKey | None = None
     ) -> AbstractAsyncContextManager[AsyncIterator[Chunk]]:
         """Open a stream; leaving the context closes the upstream connection.
 
@@ -35,6 +71,8 @@ class Provider(Protocol):
         """
         ...
 
-    async def embed(self, request: EmbeddingRequest, *, upstream_model: str, deadline: Deadline) -> EmbeddingResult:
+    async def embed(
+        self, request: EmbeddingRequest, *, upstream_model: str, deadline: Deadline, key: ProviderKey | None = None
+    ) -> EmbeddingResult:
         """Turn texts into vectors in one upstream call."""
         ...

@@ -7,29 +7,43 @@ from service.config import ProviderKind, ProviderSettings
 from service.domain.clock import Clock
 from service.providers.anthropic import open_anthropic
 from service.providers.base import Provider
+from service.providers.keys import KeyRing
 from service.providers.local import STOP_STRINGS
 from service.providers.openai import open_openai
+from service.telemetry.metrics import Metrics
 
 
 @asynccontextmanager
-async def open_provider(name: str, settings: ProviderSettings, *, clock: Clock) -> AsyncIterator[Provider]:
+async def open_provider(
+    name: str, settings: ProviderSettings, *, clock: Clock, metrics: Metrics | None = None
+) -> AsyncIterator[Provider]:
     """Open the provider ``name``; close its connections on leaving. Nothing is sent before the first call.
 
     The embedded model and a simulator of ours must run already, at ``settings.base_url``: ``ValueError`` otherwise,
-    since what is meant for them must not go to a vendor.
+    since what is meant for them must not go to a vendor. Dead keys are counted in ``metrics``.
     """
     local = settings.kind is ProviderKind.LOCAL
     if settings.base_url is None and (local or settings.kind is ProviderKind.SIMULATOR):
         raise ValueError(f"the provider {name!r} has no address")
+    keys = KeyRing(
+        provider=name,
+        keys=settings.keys,
+        files=settings.key_files,
+        clock=clock,
+        forgiving=not settings.breaker.enabled,
+        on_dead=None if metrics is None else metrics.provider_keys_dead.labels(name).set,
+    )
+    if metrics is not None:
+        metrics.provider_keys_dead.labels(name).set(0)
     async with AsyncExitStack() as stack:
         if settings.kind is ProviderKind.ANTHROPIC:
-            yield await stack.enter_async_context(open_anthropic(name, settings, clock=clock))
+            yield await stack.enter_async_context(open_anthropic(name, settings, keys=keys))
             return
         provider = open_openai(
             name,
             settings,
             base_url=None if settings.base_url is None else str(settings.base_url),
-            clock=clock,
+            keys=keys,
             stop=STOP_STRINGS if local else (),
             # llama.cpp's server closes a connection after a stream without having announced it: the next request would
             # be lost on it. A connection of its own costs a request on this machine less than 0.1 ms.

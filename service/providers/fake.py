@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from service.domain.clock import Deadline
+from service.domain.clock import Deadline, SystemClock
 from service.domain.generation import (
     Choice,
     Chunk,
@@ -21,7 +21,9 @@ from service.domain.generation import (
     GenerationRequest,
     Usage,
 )
-from service.errors import ServiceError, UpstreamInvalid
+from service.errors import ServiceError, UpstreamError, UpstreamInvalid
+from service.providers.base import ProviderKey
+from service.providers.keys import KeyRing
 
 USAGE = Usage(input_tokens=5, output_tokens=3)
 """What a call takes if its script says nothing else."""
@@ -52,6 +54,8 @@ class FakeCall:
     request: GenerationRequest | EmbeddingRequest
     upstream_model: str
     deadline: Deadline
+    key: ProviderKey | None
+    """The one that it was made with."""
     opened: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once a stream was entered."""
     waiting: asyncio.Event = field(default_factory=asyncio.Event)
@@ -79,10 +83,22 @@ class FakeCall:
 
 
 class FakeProvider:
-    """Obeys :class:`service.providers.base.Provider`. Scripts given in advance serve one call each, then ``script``."""
+    """Obeys :class:`service.providers.base.Provider`. Scripts given in advance serve one call each, then ``script``.
 
-    def __init__(self, name: str = "fake", *, script: Script | None = None, scripts: Iterable[Script] = ()) -> None:
+    A key that is in ``refusals`` gets that error; what the call's script holds is left for the next.
+    """
+
+    def __init__(
+        self,
+        name: str = "fake",
+        *,
+        script: Script | None = None,
+        scripts: Iterable[Script] = (),
+        keys: KeyRing | None = None,
+    ) -> None:
         self._name = name
+        self.keys = keys or KeyRing(provider=name, keys=(), files=(), clock=SystemClock(), forgiving=True)
+        self.refusals: dict[str | None, ServiceError] = {}
         self.script = script or Script()
         self.scripts = deque(scripts)
         self.calls: list[FakeCall] = []
@@ -99,9 +115,11 @@ class FakeProvider:
             await self._called.wait_for(lambda: len(self.calls) > number)
         return self.calls[number]
 
-    async def complete(self, request: GenerationRequest, *, upstream_model: str, deadline: Deadline) -> Completion:
+    async def complete(
+        self, request: GenerationRequest, *, upstream_model: str, deadline: Deadline, key: ProviderKey | None = None
+    ) -> Completion:
         """See :class:`service.providers.base.Provider`."""
-        async with self._new_call(request, upstream_model, deadline) as (call, script):
+        async with self._new_call(request, upstream_model, deadline, key) as (call, script):
             text = ""
             for piece in script.pieces:
                 if script.stepped:
@@ -120,10 +138,10 @@ class FakeProvider:
 
     @asynccontextmanager
     async def stream(
-        self, request: GenerationRequest, *, upstream_model: str, deadline: Deadline
+        self, request: GenerationRequest, *, upstream_model: str, deadline: Deadline, key: ProviderKey | None = None
     ) -> AsyncIterator[AsyncIterator[Chunk]]:
         """See :class:`service.providers.base.Provider`."""
-        async with self._new_call(request, upstream_model, deadline) as (call, script):
+        async with self._new_call(request, upstream_model, deadline, key) as (call, script):
             call.opened.set()
             chunks = self._chunks(call, script, upstream_model)
             try:
@@ -132,9 +150,11 @@ class FakeProvider:
                 call.cancelled = not call.ended
                 await chunks.aclose()
 
-    async def embed(self, request: EmbeddingRequest, *, upstream_model: str, deadline: Deadline) -> EmbeddingResult:
+    async def embed(
+        self, request: EmbeddingRequest, *, upstream_model: str, deadline: Deadline, key: ProviderKey | None = None
+    ) -> EmbeddingResult:
         """Give each text the same vector of three numbers."""
-        async with self._new_call(request, upstream_model, deadline) as (_, script):
+        async with self._new_call(request, upstream_model, deadline, key) as (_, script):
             given = request.fields.get("input")
             count = len(given) if isinstance(given, list) else 1
             data = [{"object": "embedding", "index": index, "embedding": [0.1, 0.2, 0.3]} for index in range(count)]
@@ -144,17 +164,32 @@ class FakeProvider:
 
     @asynccontextmanager
     async def _new_call(
-        self, request: GenerationRequest | EmbeddingRequest, upstream_model: str, deadline: Deadline
+        self,
+        request: GenerationRequest | EmbeddingRequest,
+        upstream_model: str,
+        deadline: Deadline,
+        key: ProviderKey | None,
     ) -> AsyncIterator[tuple[FakeCall, Script]]:
-        call = FakeCall(request, upstream_model, deadline)
-        script = self.scripts.popleft() if self.scripts else self.script
+        key = key or self.keys.take(upstream_model)
+        call = FakeCall(request, upstream_model, deadline, key)
+        refusal = self.refusals.get(None if key is None else key.secret)
+        if refusal is not None:
+            script = Script(before=refusal)
+        else:
+            script = self.scripts.popleft() if self.scripts else self.script
         async with self._called:
             self.calls.append(call)
             self._called.notify_all()
         try:
             if script.before is not None:
                 raise script.before
+            if key is not None:
+                self.keys.accepted(key)
             yield call, script
+        except UpstreamError as error:
+            if key is not None:
+                self.keys.note(key, upstream_model, error)
+            raise
         except asyncio.CancelledError:
             call.cancelled = True
             raise

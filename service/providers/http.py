@@ -10,7 +10,7 @@ import socket
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
@@ -27,14 +27,18 @@ from service.domain.clock import Deadline
 from service.domain.generation import Chunk
 from service.errors import (
     InvalidRequest,
+    Refused,
     UpstreamError,
     UpstreamInvalid,
     UpstreamMisconfigured,
+    UpstreamOverloaded,
     UpstreamRejected,
     UpstreamThrottled,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from service.providers.base import ProviderKey
+from service.providers.keys import KeyRing
 
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
 """Of a plain answer; 2,048 vectors of 1,536 numbers as text take about 30 MiB."""
@@ -56,6 +60,19 @@ LINGER_S = 1.0
 ERROR_BODY_S = 2.0
 """How long the body of an error may take: its status alone says enough."""
 NO_HEADERS: Mapping[str, str] = {}
+OVERLOADED = 529
+"""Anthropic's own status, which others have taken over (Anthropic, "Errors", as of 2026-11)."""
+
+_REFUSALS: Mapping[int, Refused] = {
+    401: "key",
+    402: "funds",
+    403: "model",
+    404: "model",
+    405: "provider",
+    407: "provider",
+}
+"""A 403 and a 404 are about what was asked for as often as about who asks, and a caller may choose the model's name:
+they must not take a key away from all other models."""
 
 _STREAM_HEADERS: Mapping[str, str] = {"Accept-Encoding": "identity"}
 """A compressor between us would hold events back to fill its block."""
@@ -73,6 +90,10 @@ class Ask:
     payload: Mapping[str, Any]
     headers: Mapping[str, str] = field(default_factory=dict)
     """Beside those of every call, and stronger than they are."""
+    model: str = ""
+    """The provider's name for the model that is asked."""
+    key: ProviderKey | None = None
+    """The next one that can be used when left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,22 +113,29 @@ def error_for_status(refusal: Refusal, *, provider: str) -> UpstreamError:
     """Classify a refusal by its status alone; what a vendor's codes say more is decided before."""
     kind: type[UpstreamError]
     status = refusal.status
-    if status in {429, 529}:
+    if status in _REFUSALS:
+        # Not the provider's own words: they may repeat parts of a key, and the caller cannot do anything about it.
+        return UpstreamMisconfigured(
+            f"the provider refuses our key, account or address (status {status})",
+            provider=provider,
+            upstream_status=status,
+            upstream_code=refusal.code or refusal.type,
+            refused=_REFUSALS[status],
+        )
+    if status == 429:  # noqa: PLR2004 - RFC 6585 section 4
         kind, message = UpstreamThrottled, "the provider is limiting our requests"
+    elif status == OVERLOADED:
+        kind, message = UpstreamOverloaded, "the provider is overloaded"
     elif status in {408, 409, 425} or status >= 500:  # noqa: PLR2004 - RFC 9110 section 15.6
         kind, message = UpstreamUnavailable, f"the provider failed with status {status}"
-    elif status in {401, 402, 403, 404, 405, 407} or status < 400:  # noqa: PLR2004
-        # Not the provider's own words: they may repeat parts of a key, and the caller cannot do anything about it.
-        kind, message = UpstreamMisconfigured, f"the provider refuses our key, account or address (status {status})"
+    elif status < 400:  # noqa: PLR2004
+        kind, message = UpstreamMisconfigured, f"the provider's address leads elsewhere (status {status})"
     else:
         kind, message = UpstreamRejected, refusal.message or f"the provider rejected the request (status {status})"
-    return kind(
-        message,
-        provider=provider,
-        upstream_status=status,
-        upstream_code=refusal.code or refusal.type,
-        retry_after_s=refusal.retry_after_s if kind in {UpstreamThrottled, UpstreamUnavailable} else None,
-    )
+    error = kind(message, provider=provider, upstream_status=status, upstream_code=refusal.code or refusal.type)
+    if kind in {UpstreamThrottled, UpstreamOverloaded, UpstreamUnavailable}:
+        error.retry_after_s = refusal.retry_after_s
+    return error
 
 
 def retry_after_s(headers: Mapping[str, str], *, now: datetime | None = None) -> float | None:
@@ -179,7 +207,8 @@ async def open_upstream(
     *,
     provider: str,
     timeouts_s: TimeoutSettings,
-    headers: Callable[[], Mapping[str, str]],
+    keys: KeyRing,
+    headers: Callable[[ProviderKey], Mapping[str, str]],
     refused: Callable[[int, Mapping[str, str], bytes], UpstreamError],
     keep_alive: bool = True,
 ) -> AsyncIterator["HttpUpstream"]:
@@ -201,7 +230,7 @@ async def open_upstream(
         trust_env=False,
     ) as session:
         upstream = HttpUpstream(
-            provider=provider, session=session, timeouts_s=timeouts_s, headers=headers, refused=refused
+            provider=provider, session=session, timeouts_s=timeouts_s, keys=keys, headers=headers, refused=refused
         )
         try:
             yield upstream
@@ -221,12 +250,14 @@ class HttpUpstream:
         provider: str,
         session: aiohttp.ClientSession,
         timeouts_s: TimeoutSettings,
-        headers: Callable[[], Mapping[str, str]],
+        keys: KeyRing,
+        headers: Callable[[ProviderKey], Mapping[str, str]],
         refused: Callable[[int, Mapping[str, str], bytes], UpstreamError],
     ) -> None:
-        """``headers`` gives those of the next call; ``refused`` makes an error of a status, headers and body."""
+        """``headers`` gives those of a key; ``refused`` makes an error of a status, headers and body."""
         self.provider = provider
         self.timeouts_s = timeouts_s
+        self.keys = keys
         self._session = session
         self._headers = headers
         self._refused = refused
@@ -254,7 +285,7 @@ class HttpUpstream:
             response.close()
 
     async def post(self, ask: Ask, *, deadline: Deadline) -> bytes:
-        """Return the body of a JSON answer.
+        """Return the body of a JSON answer to a call that has its key.
 
         Only the deadline bounds the wait: a provider sends nothing of a plain answer before all of it is generated.
         """
@@ -262,13 +293,25 @@ class HttpUpstream:
             async with asyncio.timeout_at(deadline.at):
                 response = await self._send(ask)
                 try:
-                    await self._require(response, "json")
+                    await self._require(response, "json", ask)
                     return await self._read(response)
                 finally:
                     if not response.content.is_eof():
                         response.close()
         except _FAILURES as exc:
             raise self.failed(exc) from exc
+
+    def keyed(self, ask: Ask) -> Ask:
+        """Give a call its key. Raises what :meth:`service.providers.base.KeyPool.take` does."""
+        if ask.key is not None:
+            return ask
+        return replace(ask, key=self.keys.take(ask.model))
+
+    def noted(self, error: UpstreamError, key: ProviderKey | None, model: str) -> UpstreamError:
+        """Take note of what an error says of the call's key; return the error."""
+        if key is not None:
+            self.keys.note(key, model, error)
+        return error
 
     def stream(self, ask: Ask, decoder: Decoder, *, deadline: Deadline) -> "UpstreamStream":
         """Prepare a stream; nothing is sent before it is entered."""
@@ -280,7 +323,7 @@ class HttpUpstream:
             async with asyncio.timeout_at(until):
                 response = await self._send(ask, _STREAM_HEADERS)
                 try:
-                    await self._require(response, "event-stream")
+                    await self._require(response, "event-stream", ask)
                 except BaseException:
                     response.close()
                     raise
@@ -295,7 +338,9 @@ class HttpUpstream:
             body = orjson.dumps(ask.payload)
         except orjson.JSONEncodeError as exc:
             raise InvalidRequest("the request holds text or numbers that JSON cannot carry") from exc
-        headers = {**self._headers(), **ask.headers, **more_headers}
+        if ask.key is None:
+            raise AssertionError("a call has a key by now")
+        headers = {**self._headers(ask.key), **ask.headers, **more_headers}
         if url not in self._proxies:
             self._proxies[url] = proxy_for(url)
         for attempts_left in range(MAX_STALE_CONNECTIONS, -1, -1):
@@ -331,17 +376,17 @@ class HttpUpstream:
             f"the connection to the provider failed ({type(exc).__name__})", provider=self.provider
         )
 
-    async def _require(self, response: aiohttp.ClientResponse, subtype: str) -> None:
+    async def _require(self, response: aiohttp.ClientResponse, subtype: str, ask: Ask) -> None:
         """Raise unless the response is a success with a body of the kind that was asked for."""
         found = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         ok = 200 <= response.status < 300  # noqa: PLR2004 - RFC 9110 section 15.3
         if ok and found.partition("/")[2].rpartition("+")[2] == subtype:
+            if ask.key is not None:
+                self.keys.accepted(ask.key)
             return
         body = await self._read_some(response)
-        if not ok:
-            raise self._refused(response.status, response.headers, body)
-        error = self._refused(response.status, response.headers, body)
-        if isinstance(error, UpstreamInvalid):
+        error = self.noted(self._refused(response.status, response.headers, body), ask.key, ask.model)
+        if ok and isinstance(error, UpstreamInvalid):
             raise UpstreamInvalid(
                 f"the provider answered with the content type {found[:80] or 'none'!r}",
                 provider=self.provider,
@@ -389,7 +434,8 @@ class UpstreamStream:
         """Send the request; raises what fails until the head of a good response is there."""
         if self._ask is None:
             raise RuntimeError("a stream can be entered only once")
-        ask, self._ask = self._ask, None  # an idle stream must not keep its prompt alive
+        ask, self._ask = self._upstream.keyed(self._ask), None  # an idle stream must not keep its prompt alive
+        self._asked_with = (ask.key, ask.model)
         self._loop = asyncio.get_running_loop()
         self._first_token_at = min(self._loop.time() + self._upstream.timeouts_s.first_token, self._deadline.at)
         self._response = await self._upstream.open_stream(ask, until=self._first_token_at)
@@ -419,7 +465,7 @@ class UpstreamStream:
         until = self._patience()
         while not self._over:
             if decoder.failure is not None and not decoder.finished:
-                raise decoder.failure
+                raise self._upstream.noted(decoder.failure, *self._asked_with)
             if decoder.ended or decoder.failure is not None:
                 self._over = True
                 break

@@ -1,20 +1,36 @@
-"""A provider's keys: taken in turn, and read again when their files change."""
+"""A provider's keys: taken in turn, read again when their files change, left alone while refused or limited."""
 
+import hashlib
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import SecretStr
 
 from service.config.keys import fits_a_header
 from service.domain.clock import Clock
-from service.errors import UpstreamMisconfigured
+from service.errors import UpstreamError, UpstreamMisconfigured, UpstreamThrottled
+from service.providers.base import ProviderKey, any_key
 
 logger = logging.getLogger(__name__)
 
 CHECK_INTERVAL_S = 1.0
 """How long a change of a key file may go unnoticed; a stat for each call would be a system call on the hot path."""
+
+REFUSED_S: Mapping[str, float] = {"key": 5.0, "funds": 60.0}
+"""Seconds for which a key is left alone after its first refusal; then one call tries it, and each further refusal
+doubles the time. A vendor's authentication may fail for moments; an account is filled up by hand."""
+REFUSED_MAX_S = 600.0
+THROTTLED_S = 1.0
+"""The same after a 429 that does not say for how long."""
+THROTTLED_MAX_S = 60.0
+"""For how long a 429 is believed: the vendor's counter may be set back earlier than it said."""
+MAX_MODELS = 256
+"""How many models' limits are remembered for a key; callers may choose names."""
+FINGERPRINT_DIGITS = 12
 
 MAX_HEADERS = 64
 """For how many keys headers are remembered; far more than a ring has, so that only replaced ones are forgotten."""
@@ -56,60 +72,184 @@ class _KeyFile:
             logger.warning("key file %s %s", self._path, reason)
 
 
-class KeyRing:
-    """Gives out keys in turn."""
+@dataclass(slots=True, eq=False)
+class _Standing:
+    """One key, and what was heard of it."""
 
-    def __init__(self, *, provider: str, keys: Sequence[SecretStr], files: Sequence[Path], clock: Clock) -> None:
+    key: ProviderKey
+    tried_again_at: float | None = None
+    """When a refused key may be tried; None for one that is accepted, or has not been used."""
+    refusal: UpstreamMisconfigured | None = None
+    """The last one."""
+    refused_s: float = 0.0
+    """For how long it is left alone now."""
+    is_tried: bool = False
+    """Whether a call was let through to see if it is accepted again."""
+    throttled_until: dict[str, float] = field(default_factory=dict)
+    """By upstream model: vendors limit each on its own."""
+
+
+class KeyRing:
+    """Gives out keys in turn, but for those that are refused (dead for every model) or limited (for one model).
+
+    A key that was replaced in its file is another key, about which nothing bad is known.
+    """
+
+    def __init__(
+        self,
+        *,
+        provider: str,
+        keys: Sequence[SecretStr],
+        files: Sequence[Path],
+        clock: Clock,
+        forgiving: bool = False,
+        on_dead: Callable[[int], None] | None = None,
+    ) -> None:
+        """``forgiving`` leaves no key alone; ``on_dead`` is told how many are dead whenever that changes."""
         self._provider = provider
         self._given = tuple(key.get_secret_value() for key in keys)
         self._files = tuple(_KeyFile(path) for path in files)
         self._clock = clock
+        self._forgiving = forgiving
+        self._on_dead = on_dead
+        self._dead = 0
         self._turn = 0
-        self._next_check = -float("inf")
-        self._keys: tuple[str, ...] = self._given
+        self._next_check = -math.inf
+        self._standings = {secret: _standing(secret) for secret in (self._given or (() if files else (None,)))}
+        self._in_turn = tuple(self._standings.values())
 
-    def take(self) -> str | None:
-        """Return the next key; None if the provider has no keys by its configuration.
-
-        Raises ``UpstreamMisconfigured`` if there should be keys, and no file has given one yet.
-        """
-        if self._files:
-            now = self._clock.monotonic()
-            if now >= self._next_check:
-                self._next_check = now + CHECK_INTERVAL_S
-                self._refresh()
-        keys = self._keys
-        if not keys:
-            if self._files:
-                raise UpstreamMisconfigured(
-                    "no key file of the provider holds a key that can be used", provider=self._provider
-                )
+    def take(self, upstream_model: str, admits: Callable[[ProviderKey], bool] = any_key) -> ProviderKey | None:
+        """See :class:`service.providers.base.KeyPool`."""
+        now = self._clock.monotonic()
+        if self._files and now >= self._next_check:
+            self._follow_files(now)
+        if not self._in_turn:
+            raise UpstreamMisconfigured(
+                "no key file of the provider holds a key that can be used", provider=self._provider
+            )
+        self._turn = (self._turn + 1) % len(self._in_turn)
+        wait_s = math.inf
+        barred = False
+        for standing in (*self._in_turn[self._turn :], *self._in_turn[: self._turn]):
+            blocked_s = _blocked_s(standing, upstream_model, now)
+            if blocked_s:
+                wait_s = min(wait_s, blocked_s)
+            elif admits(standing.key):
+                if standing.tried_again_at is not None:
+                    # The others do not wait for what this call finds.
+                    standing.tried_again_at = now + standing.refused_s
+                    standing.is_tried = True
+                return standing.key
+            else:
+                barred = True
+        if wait_s < math.inf:
+            raise UpstreamThrottled(
+                "the provider is limiting our requests", provider=self._provider, retry_after_s=wait_s
+            )
+        if barred:
             return None
-        self._turn = (self._turn + 1) % len(keys)
-        return keys[self._turn]
+        raise self._all_dead()
 
-    def _refresh(self) -> None:
+    def note(self, key: ProviderKey, upstream_model: str, error: UpstreamError) -> None:
+        """Take note of how a call with a key failed."""
+        standing = self._standings.get(key.secret)
+        if standing is None or self._forgiving:
+            return
+        now = self._clock.monotonic()
+        if isinstance(error, UpstreamThrottled):
+            until = standing.throttled_until
+            if len(until) >= MAX_MODELS:
+                until.clear()
+            wait_s = THROTTLED_S if error.retry_after_s is None else error.retry_after_s
+            until[upstream_model] = now + min(wait_s, THROTTLED_MAX_S)
+        elif isinstance(error, UpstreamMisconfigured) and error.refused in REFUSED_S:
+            self._refused(standing, error, now)
+
+    def accepted(self, key: ProviderKey) -> None:
+        """Take note that the provider took a key."""
+        standing = self._standings.get(key.secret)
+        if standing is not None and standing.tried_again_at is not None:
+            standing.tried_again_at = None
+            standing.is_tried = False
+            logger.info("provider key accepted again", extra=self._told_of(standing))
+            self._count_dead()
+
+    def _refused(self, standing: _Standing, error: UpstreamMisconfigured, now: float) -> None:
+        # It may have been replaced in this very moment: the same request goes on with the new one.
+        self._next_check = -math.inf
+        if standing.tried_again_at is None:
+            standing.refused_s = REFUSED_S[error.refused]
+            logger.warning(
+                "provider key refused",
+                extra={**self._told_of(standing), "reason": error.upstream_code or error.refused},
+            )
+        elif standing.is_tried:
+            standing.refused_s = min(standing.refused_s * 2, REFUSED_MAX_S)
+        else:
+            return  # a call that began before the first refusal
+        standing.is_tried = False
+        standing.refusal = error
+        standing.tried_again_at = now + standing.refused_s
+        self._count_dead()
+
+    def _all_dead(self) -> UpstreamMisconfigured:
+        last = next(standing.refusal for standing in self._in_turn if standing.refusal is not None)
+        return UpstreamMisconfigured(
+            f"the provider refuses all of our keys ({last.upstream_code or last.refused})",
+            provider=self._provider,
+            upstream_status=last.upstream_status,
+            upstream_code=last.upstream_code,
+            refused=last.refused,
+        )
+
+    def _told_of(self, standing: _Standing) -> dict[str, str]:
+        return {"provider": self._provider, "key": standing.key.fingerprint}
+
+    def _count_dead(self) -> None:
+        dead = sum(standing.tried_again_at is not None for standing in self._in_turn)
+        if dead != self._dead:
+            self._dead = dead
+            if self._on_dead is not None:
+                self._on_dead(dead)
+
+    def _follow_files(self, now: float) -> None:
+        self._next_check = now + CHECK_INTERVAL_S
         for file in self._files:
             file.refresh()
-        self._keys = (*self._given, *(file.key for file in self._files if file.key is not None))
+        secrets = dict.fromkeys((*self._given, *(file.key for file in self._files if file.key is not None)))
+        if secrets.keys() != self._standings.keys():
+            self._standings = {secret: self._standings.get(secret) or _standing(secret) for secret in secrets}
+            self._in_turn = tuple(self._standings.values())
+            self._count_dead()
+
+
+def _blocked_s(standing: _Standing, upstream_model: str, now: float) -> float:
+    """Return for how long a key must not be used for a model: 0, a time, or for ever as far as this call goes."""
+    if standing.tried_again_at is not None and standing.tried_again_at > now:
+        return math.inf
+    return max(0.0, standing.throttled_until.get(upstream_model, now) - now)
+
+
+def _standing(secret: str | None) -> _Standing:
+    digits = "none" if secret is None else hashlib.sha256(secret.encode()).hexdigest()[:FINGERPRINT_DIGITS]
+    return _Standing(ProviderKey(secret, digits))
 
 
 class SdkHeaders:
-    """The headers that an official SDK would send with the next key, made once for each key."""
+    """The headers that an official SDK would send with a key, made once for each key."""
 
-    def __init__(self, keys: KeyRing, headers_for: Callable[[str | None], Mapping[str, object]]) -> None:
+    def __init__(self, headers_for: Callable[[str | None], Mapping[str, object]]) -> None:
         """``headers_for`` asks the SDK; what it marks as left out is no text."""
-        self._keys = keys
         self._headers_for = headers_for
         self._made: dict[str | None, Mapping[str, str]] = {}
 
-    def __call__(self) -> Mapping[str, str]:
-        """Return the headers of the next call. Raises ``UpstreamMisconfigured`` as :meth:`KeyRing.take` does."""
-        key = self._keys.take()
-        headers = self._made.get(key)
+    def __call__(self, key: ProviderKey) -> Mapping[str, str]:
+        """Return the headers of a call with a key."""
+        headers = self._made.get(key.secret)
         if headers is None:
-            headers = {name: value for name, value in self._headers_for(key).items() if isinstance(value, str)}
+            made = self._headers_for(key.secret)
+            headers = {name: value for name, value in made.items() if isinstance(value, str)}
             if len(self._made) >= MAX_HEADERS:
                 self._made.clear()
-            self._made[key] = headers
+            self._made[key.secret] = headers
         return headers

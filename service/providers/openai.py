@@ -15,7 +15,7 @@ import orjson
 from yarl import URL
 
 from service.config import ProviderSettings
-from service.domain.clock import Clock, Deadline
+from service.domain.clock import Deadline
 from service.domain.estimates import input_size, size_of, tokens_in
 from service.domain.generation import (
     Chunk,
@@ -27,6 +27,7 @@ from service.domain.generation import (
     Usage,
 )
 from service.errors import UpstreamError, UpstreamInvalid, UpstreamMisconfigured
+from service.providers.base import KeyPool, ProviderKey
 from service.providers.event_stream import Event, EventReader
 from service.providers.http import Ask, HttpUpstream, Refusal, error_for_status, open_upstream, retry_after_s, text_of
 from service.providers.keys import KeyRing, SdkHeaders
@@ -125,12 +126,14 @@ def _classified(status: int, error: Mapping[str, Any], retry_after: float | None
         message=text_of(error.get("message")),
         retry_after_s=retry_after,
     )
-    if (status == 429 and {code, kind} & _OUT_OF_FUNDS) or code == "model_not_found":  # noqa: PLR2004
+    out_of_funds = status == 429 and {code, kind} & _OUT_OF_FUNDS  # noqa: PLR2004
+    if out_of_funds or code == "model_not_found":
         return UpstreamMisconfigured(
             f"the provider refuses our account or model ({code or kind})",
             provider=provider,
             upstream_status=status,
             upstream_code=code or kind,
+            refused="funds" if out_of_funds else "model",
         )
     return error_for_status(refusal, provider=provider)
 
@@ -153,10 +156,18 @@ class OpenAIProvider:
         """See :class:`service.providers.base.Provider`."""
         return self._http.provider
 
-    async def complete(self, request: GenerationRequest, *, upstream_model: str, deadline: Deadline) -> Completion:
+    @property
+    def keys(self) -> KeyPool:
+        """See :class:`service.providers.base.Provider`."""
+        return self._http.keys
+
+    async def complete(
+        self, request: GenerationRequest, *, upstream_model: str, deadline: Deadline, key: ProviderKey | None = None
+    ) -> Completion:
         """See :class:`service.providers.base.Provider`."""
         fields = self._fields(request, upstream_model, stream=False)
-        raw = await self._http.post(Ask(self._chat_url, fields), deadline=deadline)
+        ask = self._http.keyed(Ask(self._chat_url, fields, model=upstream_model, key=key))
+        raw = await self._http.post(ask, deadline=deadline)
         try:
             wire = decode_completion(raw)
             if wire.error is None:
@@ -164,10 +175,10 @@ class OpenAIProvider:
                 return completion_of(wire, raw, upstream_model=upstream_model, input_bytes=input_size(request))
         except ValueError as exc:
             raise invalid_answer(exc, self.name) from exc
-        raise refusal_error(200, {}, raw, provider=self.name)
+        raise self._http.noted(refusal_error(200, {}, raw, provider=self.name), ask.key, ask.model)
 
     def stream(
-        self, request: GenerationRequest, *, upstream_model: str, deadline: Deadline
+        self, request: GenerationRequest, *, upstream_model: str, deadline: Deadline, key: ProviderKey | None = None
     ) -> AbstractAsyncContextManager[AsyncIterator[Chunk]]:
         """See :class:`service.providers.base.Provider`."""
         decoder = OpenAIDecoder(
@@ -177,12 +188,16 @@ class OpenAIProvider:
             choices=request.choices,
         )
         fields = self._fields(request, upstream_model, stream=True)
-        return self._http.stream(Ask(self._chat_url, fields), decoder, deadline=deadline)
+        ask = Ask(self._chat_url, fields, model=upstream_model, key=key)
+        return self._http.stream(ask, decoder, deadline=deadline)
 
-    async def embed(self, request: EmbeddingRequest, *, upstream_model: str, deadline: Deadline) -> EmbeddingResult:
+    async def embed(
+        self, request: EmbeddingRequest, *, upstream_model: str, deadline: Deadline, key: ProviderKey | None = None
+    ) -> EmbeddingResult:
         """See :class:`service.providers.base.Provider`."""
         fields = {**request.fields, "model": upstream_model}
-        raw = await self._http.post(Ask(self._embeddings_url, fields), deadline=deadline)
+        ask = self._http.keyed(Ask(self._embeddings_url, fields, model=upstream_model, key=key))
+        raw = await self._http.post(ask, deadline=deadline)
         try:
             wire = checked_embeddings(raw)
             if wire.error is None:
@@ -191,7 +206,7 @@ class OpenAIProvider:
                 return EmbeddingResult(raw, estimate if wire.usage is None else usage_of(wire.usage))
         except ValueError as exc:
             raise invalid_answer(exc, self.name) from exc
-        raise refusal_error(200, {}, raw, provider=self.name)
+        raise self._http.noted(refusal_error(200, {}, raw, provider=self.name), ask.key, ask.model)
 
     def _fields(self, request: GenerationRequest, upstream_model: str, *, stream: bool) -> dict[str, Any]:
         fields = request_fields(
@@ -339,13 +354,12 @@ async def open_openai(
     settings: ProviderSettings,
     *,
     base_url: str | None,
-    clock: Clock,
+    keys: KeyRing,
     stop: Sequence[str] = (),
     keep_alive: bool = True,
     rejects_with_500: bool = False,
 ) -> AsyncIterator[OpenAIProvider]:
     """Open the provider ``name`` at ``base_url``; None is the SDK's own address. See :func:`refusal_error`."""
-    keys = KeyRing(provider=name, keys=settings.keys, files=settings.key_files, clock=clock)
     async with openai.AsyncOpenAI(api_key=NO_KEY, base_url=base_url, max_retries=0) as client:
 
         def headers_for(key: str | None) -> Mapping[str, object]:
@@ -355,7 +369,8 @@ async def open_openai(
         async with open_upstream(
             provider=name,
             timeouts_s=settings.timeouts_s,
-            headers=SdkHeaders(keys, headers_for),
+            keys=keys,
+            headers=SdkHeaders(headers_for),
             refused=partial(refusal_error, provider=name, rejects_with_500=rejects_with_500),
             keep_alive=keep_alive,
         ) as http:

@@ -2,7 +2,7 @@
 
 import json
 
-from service.config import Profile, ProviderKind, Settings, unenforced
+from service.config import Profile, ProviderKind, Settings, unenforced, unpriced
 
 QUESTION = "What is the capital of France?"
 
@@ -35,6 +35,10 @@ def say(text: str) -> None:
 def warnings(settings: Settings) -> list[str]:
     """Say which settings do nothing yet, or less than they seem to."""
     found = [f"{name} is set, and this version does not act upon it yet" for name in unenforced(settings)]
+    found += [
+        f"models.{name} has no price_usd_per_million_tokens: whoever has a budget (usd_per_day) cannot use it"
+        for name in unpriced(settings)
+    ]
     if settings.server.workers > 1:
         found.append("server.workers: a background job is known only to the process that took it, in this version")
     return found

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,14 @@ from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped] # ships
 
 from service.app import create_app
 from service.config import Settings
+from service.config.reload import SettingsSource
 from service.serving.banner import announce_start, banner, say
+from service.serving.memory import settle
 from service.serving.options import KEEP_ALIVE_S, longest_worker_stop_s, uvicorn_options
 from service.serving.signals import leave_on_sigterm
 from service.serving.sockets import BACKLOG, address_of
 from service.shutdown import BACKSTOP_S
-from service.wiring import open_embedded
+from service.wiring import open_embedded, open_resources
 
 HEARTBEAT_TIMEOUT_S = 60
 """A worker whose event loop stands still for so long is replaced."""
@@ -39,8 +42,8 @@ _PR_SET_PDEATHSIG = 1
 """``prctl(2)``, Linux."""
 
 
-def serve(settings: Settings, listener: socket.socket, metrics: Path) -> None:
-    """Serve until SIGTERM or SIGINT.
+def serve(settings: Settings, listener: socket.socket, source: SettingsSource, metrics: Path) -> None:
+    """Serve until SIGTERM or SIGINT. Each worker follows the file that ``source`` knows.
 
     ``metrics`` is the directory that :mod:`service.serving.metrics_directory` prepared before this was imported.
     """
@@ -51,16 +54,17 @@ def serve(settings: Settings, listener: socket.socket, metrics: Path) -> None:
         start_blocking_portal() as portal,
         portal.wrap_async_context_manager(open_embedded(settings)) as started,
     ):
-        _Application(started, listener.fileno(), address_of(listener), metrics).run()
+        _Application(started, listener.fileno(), address_of(listener), source, metrics).run()
 
 
 class _Application(BaseApplication):  # type: ignore[misc] # untyped base
     """gunicorn, configured by our settings and by nothing else."""
 
-    def __init__(self, settings: Settings, listener: int, address: str, metrics: Path) -> None:
+    def __init__(self, settings: Settings, listener: int, address: str, source: SettingsSource, metrics: Path) -> None:
         self._settings = settings
         self._listener = listener
         self._address = address
+        self._source = source
         self._metrics = metrics
         self._parent = os.getpid()
         super().__init__()
@@ -81,6 +85,7 @@ class _Application(BaseApplication):  # type: ignore[misc] # untyped base
             "proc_name": "llm-api",
             "when_ready": self._when_ready,
             "post_fork": self._post_fork,
+            "post_worker_init": _post_worker_init,
             "child_exit": _child_exit,
         }
         for name, value in options.items():
@@ -88,7 +93,7 @@ class _Application(BaseApplication):  # type: ignore[misc] # untyped base
 
     @override
     def load(self) -> FastAPI:
-        return create_app(self._settings)
+        return create_app(self._settings, partial(open_resources, source=self._source))
 
     @override
     def run(self) -> None:
@@ -130,6 +135,10 @@ class _Logger(GunicornLogger):  # type: ignore[misc] # untyped base
         self.error_log.handlers = logging.getLogger().handlers
         self.error_log.setLevel(logging.INFO)
         self.error_log.propagate = False
+
+
+def _post_worker_init(_: UvicornWorker) -> None:
+    settle()
 
 
 def _child_exit(_: Arbiter, worker: UvicornWorker) -> None:

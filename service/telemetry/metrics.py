@@ -6,6 +6,9 @@ LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 
 """Seconds. Streams outlive the usual 10 s, and each objective we may set has to be a boundary."""
 FIRST_TOKEN_BUCKETS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 3, 5, 10, 20, 30, 60)
 """Seconds to the first token."""
+RATIO_BUCKETS = (0.25, 0.5, 0.75, 0.9, 1, 1.1, 1.25, 1.5, 2, 4, 8, 16)
+LIMITER_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
+"""Seconds; ``redis.timeout_s`` is 0.05 unless set otherwise."""
 
 
 class Metrics:
@@ -76,11 +79,71 @@ class Metrics:
             ["provider", "model", "outcome"],
             registry=registry,
         )
+        self.upstream_attempts = Counter(
+            "llm_api_upstream_attempts_total",
+            "Attempts at providers until a first content came, by kind (first, retry, fallback, hedge) and outcome.",
+            ["provider", "kind", "outcome"],
+            registry=registry,
+        )
+        self.upstream_breakers_open = Gauge(
+            "llm_api_upstream_breakers_open",
+            "Circuit breakers, one for each model and key of a provider, that are open or half-open.",
+            ["provider", "model"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.retry_budget_exhausted = Counter(
+            "llm_api_retry_budget_exhausted_total",
+            "Retries not made because the provider's budget of them was spent.",
+            ["provider"],
+            registry=registry,
+        )
+        self.provider_keys_dead = Gauge(
+            "llm_api_provider_keys_dead",
+            "Keys that the provider refuses, or whose account has no money left.",
+            ["provider"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self.tokens = Counter(
             "llm_api_tokens_total",
             "Tokens of generations, by the provider's count; of streams left or failed before it came, an estimate.",
             ["provider", "model", "type"],
             registry=registry,
+        )
+        self.rate_limit_decisions = Counter(
+            "llm_api_rate_limit_decisions_total",
+            "What each limit said that was asked: admitted, refused, or would_refuse where all are only watched.",
+            ["scope", "resource", "decision"],
+            registry=registry,
+        )
+        self.reservation_ratio = Histogram(
+            "llm_api_token_reservation_ratio",
+            "Tokens that were reserved for a request, divided by those that it took.",
+            buckets=RATIO_BUCKETS,
+            registry=registry,
+        )
+        self.limiter_duration = Histogram(
+            "llm_api_rate_limiter_duration_seconds",
+            "How long a request waited for the word on its limits.",
+            buckets=LIMITER_BUCKETS_S,
+            registry=registry,
+        )
+        self.limiter_store_failures = Counter(
+            "llm_api_rate_limiter_store_failures_total",
+            "Requests for which the store did not say in time whether they pass.",
+            registry=registry,
+        )
+        self.limits_without_store = Counter(
+            "llm_api_rate_limiter_fallbacks_total",
+            "Requests on whose limits this process decided by itself, since the store was away.",
+            registry=registry,
+        )
+        self.limits_local = Gauge(
+            "llm_api_rate_limiter_local",
+            "Processes that keep limits by themselves, since the store is away.",
+            registry=registry,
+            multiprocess_mode="livesum",
         )
         self.jobs_finished = Counter(
             "llm_api_jobs_finished_total", "Background jobs ended.", ["status"], registry=registry
@@ -88,6 +151,36 @@ class Metrics:
         self.ready = Gauge(
             "llm_api_ready",
             "1 when the service would answer /ready with 200.",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self.probes = Counter(
+            "llm_api_provider_probes_total",
+            "Checks of providers that this process made, by what came of them.",
+            ["provider", "outcome"],
+            registry=registry,
+        )
+        self.probe_tokens = Counter(
+            "llm_api_probe_tokens_total",
+            "Tokens, input and output, that checks of providers took; no caller is charged for them.",
+            ["provider"],
+            registry=registry,
+        )
+        self.probe_age = Gauge(
+            "llm_api_provider_probe_age_seconds",
+            "Since the fleet last knew how a provider is, by a check or by real traffic.",
+            ["provider"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.config_reload_failures = Counter(
+            "llm_api_config_reload_failures_total",
+            "Changes of the configuration file that could not be used, and were passed over.",
+            registry=registry,
+        )
+        self.config_reload_ok = Gauge(
+            "llm_api_config_last_reload_successful",
+            "1 when the configuration file as it stands is the one that is in use.",
             registry=registry,
             multiprocess_mode="livemin",
         )
@@ -106,5 +199,9 @@ class Metrics:
             self.resumable_stream_ends.labels(reason)
         for result in ("continued", "over", "not_found"):
             self.stream_resumes.labels(result)
-        for place in ("http", "job", "readiness", "stream", "stream_log", "websocket"):
+        for scope in ("key", "user", "model"):
+            for resource in ("requests", "tokens", "concurrency", "usd"):
+                for decision in ("admitted", "refused", "would_refuse"):
+                    self.rate_limit_decisions.labels(scope, resource, decision)
+        for place in ("config", "http", "job", "limiter", "readiness", "stream", "stream_log", "websocket"):
             self.unhandled_errors.labels(place)

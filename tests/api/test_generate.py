@@ -9,9 +9,11 @@ import orjson
 import pytest
 from typing_extensions import override
 
+from service.admission.memory import MemoryLimiter
 from service.api.deps import get_generation
 from service.domain.clock import SystemClock
 from service.domain.generation import GenerationRequest, Message, Usage
+from service.engine.admission import Admission
 from service.engine.catalogue import ModelCatalogue
 from service.engine.generation import GenerationService
 from service.errors import (
@@ -25,6 +27,7 @@ from service.errors import (
     UpstreamUnavailable,
 )
 from service.providers.fake import FakeProvider, Script
+from tests.support.attempts import attempts_over
 from tests.support.fake_app import FakeApp, fake_app
 
 PROBLEM = "application/problem+json"
@@ -210,6 +213,7 @@ async def test_each_trouble_of_the_provider_has_a_status_a_code_and_its_delay(  
         "detail": error.message,
         "code": code,
         "retryable": retryable,
+        **({} if error.retry_after_s is None else {"retry_after_s": error.retry_after_s}),
         "request_id": response.headers["x-request-id"],
     }
     assert api.value("llm_api_upstream_requests_total", provider="fake", model="gpt-4o-mini", outcome=code) == 1
@@ -309,8 +313,10 @@ async def test_a_defect_is_a_500_with_an_id_and_a_counter_and_no_detail(
 def generation_over(provider: FakeProvider, api: FakeApp) -> GenerationService:
     return GenerationService(
         catalogue=ModelCatalogue(api.resources.settings.models),
-        providers={"fake": provider, "backup": provider},
-        total_timeouts_s={"fake": 60, "backup": 60},
+        attempts=attempts_over(
+            {"fake": provider, "backup": provider}, metrics=api.resources.metrics, clock=SystemClock()
+        ),
+        admission=Admission(limiter=MemoryLimiter(clock=SystemClock()), shadow=False, metrics=api.resources.metrics),
         metrics=api.resources.metrics,
         clock=SystemClock(),
     )

@@ -9,16 +9,19 @@ import orjson
 import pytest
 from asgi_lifespan import LifespanManager
 
+from service.admission.memory import MemoryLimiter
 from service.api.deps import get_generation
 from service.app import create_app
 from service.domain.clock import SystemClock
 from service.domain.generation import Chunk, Dialect, EmbeddingRequest, GenerationRequest, WireBody
+from service.engine.admission import Admission
 from service.engine.catalogue import ModelCatalogue
 from service.engine.generation import GenerationService
 from service.errors import ServiceError, UpstreamRejected, UpstreamThrottled, UpstreamUnavailable
 from service.providers.fake import FakeProvider, Script
 from service.resources import Resources
 from tests.conftest import CALLER_KEY
+from tests.support.attempts import attempts_over
 from tests.support.live import settings_over
 
 CHAT = "/v1/chat/completions"
@@ -55,8 +58,10 @@ async def api() -> AsyncIterator[Api]:
         resources: Resources = manager._state["resources"]
         app.dependency_overrides[get_generation] = lambda: GenerationService(
             catalogue=ModelCatalogue(settings.models),
-            providers={"openai": provider, "anthropic": provider},
-            total_timeouts_s={"openai": 60, "anthropic": 60},
+            attempts=attempts_over(
+                {"openai": provider, "anthropic": provider}, metrics=resources.metrics, clock=SystemClock()
+            ),
+            admission=Admission(limiter=MemoryLimiter(clock=SystemClock()), shadow=False, metrics=resources.metrics),
             metrics=resources.metrics,
             clock=SystemClock(),
         )

@@ -40,12 +40,13 @@ UPSTREAMS = {"openai": "sim", "anthropic": "claude-sim"}
 
 OK = "complete"
 REJECTED, MISCONFIGURED, THROTTLED = "upstream_rejected", "upstream_misconfigured", "upstream_throttled"
+OVERLOADED = "upstream_overloaded"
 UNAVAILABLE, INVALID, TIMEOUT = "upstream_unavailable", "upstream_invalid_response", "upstream_timeout"
 
 Coming = str | Mapping[str, str]
 """``OK`` or an error's code; by dialect where they differ."""
 
-REPORTED: Mapping[str, str] = {"openai": UNAVAILABLE, "anthropic": THROTTLED}
+REPORTED: Mapping[str, str] = {"openai": UNAVAILABLE, "anthropic": OVERLOADED}
 """What the vendors' error events of the simulator mean: OpenAI's says ``server_error``, the other ``overloaded``."""
 ALL = 1_000
 """More tokens than there are: the text is whole when the fault comes, and the finish reason is not there."""
@@ -95,8 +96,11 @@ def _paces() -> Iterator[Row]:
 def _refusals() -> Iterator[Row]:
     for status in ("401", "403", "404", "quota"):
         yield Row(f"fault={status}", MISCONFIGURED, MISCONFIGURED)
-    for status in ("429", "429;retry_after_s=-1", "529"):
+    for status in ("429", "429;retry_after_s=-1"):
         yield Row(f"fault={status}", THROTTLED, THROTTLED)
+    # OpenAI's overload is a slow_down, which is about us; the other's is about everybody.
+    busy = {"openai": THROTTLED, "anthropic": OVERLOADED}
+    yield Row("fault=529", busy, busy)
     for status in ("500", "503"):
         yield Row(f"fault={status}", UNAVAILABLE, UNAVAILABLE)
     yield Row("fault=400", REJECTED, REJECTED)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import HttpUrl, SecretStr
 
-from service.config import ProviderKind, ProviderSettings, TimeoutSettings
+from service.config import BreakerSettings, ProviderKind, ProviderSettings, TimeoutSettings
 from service.domain.clock import Deadline, SystemClock
 from service.domain.generation import (
     Chunk,
@@ -28,6 +28,7 @@ from service.errors import (
     UpstreamError,
     UpstreamInvalid,
     UpstreamMisconfigured,
+    UpstreamOverloaded,
     UpstreamRejected,
     UpstreamThrottled,
     UpstreamTimeout,
@@ -73,6 +74,8 @@ async def opened_at(
         base_url=HttpUrl(f"{base_url}/v1"),
         keys=tuple(SecretStr(key) for key in keys),
         timeouts_s=TimeoutSettings(**{"connect": 5, "first_token": 5, "between_tokens": 5, **timeouts}),
+        # A key that was refused is asked again: each call is looked at alone.
+        breaker=BreakerSettings(enabled=False),
     )
     async with open_provider(kind, settings, clock=CLOCK) as provider:
         yield provider
@@ -122,7 +125,7 @@ async def test_refused_connection_is_unavailable() -> None:
         (401, {"error": {"message": "bad key sk-123", "code": "invalid_api_key"}}, {}, "openai", UpstreamMisconfigured),
         (429, {"error": {"type": "insufficient_quota"}}, {}, "openai", UpstreamMisconfigured),
         (500, "<html>oops</html>", {}, "openai", UpstreamUnavailable),
-        (529, {"error": {"type": "overloaded_error"}}, {}, "anthropic", UpstreamThrottled),
+        (529, {"error": {"type": "overloaded_error"}}, {}, "anthropic", UpstreamOverloaded),
         (302, "", {"location": "http://127.0.0.1:1/"}, "openai", UpstreamMisconfigured),
     ],
 )
@@ -197,7 +200,7 @@ async def test_error_object_inside_a_plain_200_is_an_error() -> None:
             await stream_into(provider, [])
     busy = {"type": "error", "error": {"type": "overloaded_error", "message": "busy"}}
     async with opened(Answer.of_json(busy), kind="anthropic") as (provider, _):
-        with pytest.raises(UpstreamThrottled):
+        with pytest.raises(UpstreamOverloaded):
             await complete(provider)
 
 
@@ -244,7 +247,7 @@ async def test_error_event_in_mid_stream_is_raised_with_its_meaning() -> None:
     event = anthropic_event("error", error={"type": "overloaded_error", "message": "Overloaded"})
     answer = Answer([*anthropic_stream(["Hel"], finished=False), event])
     async with opened(answer, kind="anthropic") as (provider, _):
-        with pytest.raises(UpstreamThrottled):
+        with pytest.raises(UpstreamOverloaded):
             await stream_into(provider, [])
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +13,20 @@ from asgi_lifespan import LifespanManager
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
+from service.admission.memory import MemoryLimiter
 from service.app import Opener, create_app
 from service.config import Settings
 from service.domain.clock import ManualClock
 from service.providers.fake import FakeProvider, Script
+from service.providers.pool import ProviderPool
 from service.resources import Resources
 from service.serving.options import uvicorn_options
 from service.storage.memory_streams import MemoryStreamLog
+from service.storage.probe_board import MemoryProbeBoard
 from service.storage.tickets import MemoryTicketStore
 from service.telemetry.metrics import Metrics
 from service.wiring import assemble
+from tests.support.attempts import PLAIN
 
 ALICE = "alice-key-0123456789"
 """A key that may use every model."""
@@ -65,7 +69,7 @@ class FakeApp:
 
 def fake_settings(**sections: Any) -> Settings:
     """Make settings with two providers, of which ``fake`` answers for all models, and ``backup`` helps with one."""
-    provider = {"kind": "openai", "base_url": "http://127.0.0.1:9/v1", "keys": ["sk-upstream-0123456789"]}
+    provider = {"kind": "openai", "base_url": "http://127.0.0.1:9/v1", "keys": ["sk-upstream-0123456789"], **PLAIN}
     given: dict[str, Any] = {
         "embedded": {"store": False},
         "providers": {"fake": provider, "backup": provider},
@@ -111,12 +115,16 @@ class _Parts:
             async with AsyncExitStack() as stack:
                 stream_log = MemoryStreamLog(settings=settings.streams, clock=self.clock)
                 await stack.enter_async_context(stream_log.opened())
+                fakes = {"fake": self.provider, "backup": self.backup}
+                pool = ProviderPool(lambda name, _: nullcontext(fakes[name]), self.clock)
                 resources = await assemble(
                     stack,
                     settings=settings,
-                    providers={"fake": self.provider, "backup": self.backup},
+                    providers=await stack.enter_async_context(pool.opened(settings.providers)),
                     tickets=MemoryTicketStore(ttl_s=settings.auth.ticket_ttl_s, clock=self.clock),
                     stream_log=stream_log,
+                    limiter=MemoryLimiter(clock=self.clock),
+                    board=MemoryProbeBoard(self.clock),
                     metrics=Metrics(CollectorRegistry()),
                     clock=self.clock,
                 )

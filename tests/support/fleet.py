@@ -7,10 +7,11 @@ import random
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import yaml
@@ -29,11 +30,12 @@ OK, REFUSED = 200, 503
 class Member:
     """One process, at the same address after each restart, as a Service's pods look to a client."""
 
-    def __init__(self, config: Path, log: Path) -> None:
+    def __init__(self, config: Path, log: Path, environ: Mapping[str, str] | None = None) -> None:
+        """``environ`` holds settings beside those of the file."""
         self.port = free_port()
         self.is_endpoint = False
         """Whether new connections should come here, as a Service would decide."""
-        self._config = config
+        self._environ = {**(environ or {}), "LLM_API_CONFIG": str(config)}
         self._log = log
         self._process: asyncio.subprocess.Process | None = None
 
@@ -43,7 +45,7 @@ class Member:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *("-m", "service", "serve", "--port", str(self.port), "--metrics-port", "0"),
-                env=environment({"LLM_API_CONFIG": str(self._config)}),
+                env=environment(self._environ),
                 stdout=log,
                 stderr=log,
             )
@@ -73,13 +75,19 @@ class Member:
         async with asyncio.timeout(PATIENCE_S):
             return await process.wait()
 
+    async def kill(self) -> None:
+        """End it at once, if it runs."""
+        await self.stop(signal.SIGKILL)
+
     def _leave_endpoints(self) -> None:
         self.is_endpoint = False
 
 
 @asynccontextmanager
-async def fleet(folder: Path, *, simulator: str, redis: str, count: int = 2) -> AsyncIterator[list[Member]]:
-    """Run so many processes."""
+async def fleet(
+    folder: Path, *, simulator: str, redis: str, count: int = 2, **sections: Any
+) -> AsyncIterator[list[Member]]:
+    """Run so many processes; ``sections`` replace those of the settings."""
     settings = {
         "redis": {"url": redis, "timeout_s": 0.5},
         "providers": {"openai": {"kind": "openai", "base_url": f"{simulator}/v1", "keys": ["sk-upstream-0123456789"]}},
@@ -87,6 +95,7 @@ async def fleet(folder: Path, *, simulator: str, redis: str, count: int = 2) -> 
         "readiness": {"mode": "off"},
         "drain": {"delay_s": 0.5, "timeout_s": 45},
         "auth": {"enabled": False},
+        **sections,
     }
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(settings))
@@ -95,7 +104,7 @@ async def fleet(folder: Path, *, simulator: str, redis: str, count: int = 2) -> 
         await asyncio.gather(*(member.start() for member in members))
         yield members
     finally:
-        await asyncio.gather(*(member.stop(signal.SIGKILL) for member in members))
+        await asyncio.gather(*(member.kill() for member in members))
 
 
 @dataclass

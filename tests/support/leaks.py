@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from tests.support.attempts import PLAIN
 from tests.support.command import free_port
 from tests.support.live import process
 
@@ -107,7 +108,7 @@ def watched_service(
 
     Whoever shows ``KEY`` may call it.
     """
-    provider = {"timeouts_s": dict(timeouts_s or {})}
+    provider = {"timeouts_s": dict(timeouts_s or {}), **PLAIN}
     metrics_port = free_port()
     settings = {
         "profile": "production",

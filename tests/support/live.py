@@ -20,6 +20,7 @@ from service.config import Settings
 from service.resources import Resources
 from service.serving.options import uvicorn_options
 from service.wiring import open_resources
+from tests.support.attempts import PLAIN
 
 START_TIMEOUT_S = 60
 """How long a process may take to say that it listens; only a broken one takes it."""
@@ -132,8 +133,13 @@ def settings_over(simulator: str, **sections: Any) -> Settings:
         "server": {"metrics_port": 0},
         "embedded": {"store": False},
         "providers": {
-            "openai": {"kind": "openai", "base_url": f"{simulator}/v1", "keys": ["sk-upstream-0123456789"]},
-            "anthropic": {"kind": "anthropic", "base_url": simulator, "keys": ["sk-ant-upstream-0123456789"]},
+            "openai": {"kind": "openai", "base_url": f"{simulator}/v1", "keys": ["sk-upstream-0123456789"], **PLAIN},
+            "anthropic": {
+                "kind": "anthropic",
+                "base_url": simulator,
+                "keys": ["sk-ant-upstream-0123456789"],
+                **PLAIN,
+            },
         },
         "models": {
             "gpt-4o-mini": {"routes": [{"provider": "openai"}]},

@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,12 +50,15 @@ def running_redis() -> Iterator[str]:
 
 
 @contextmanager
-def own_redis() -> Iterator[OwnRedis]:
-    """Start a server that keeps nothing, on a Unix socket; end it with the block."""
+def own_redis(at: Path | None = None) -> Iterator[OwnRedis]:
+    """Start a server that keeps nothing, on a Unix socket; end it with the block.
+
+    In the same folder another one has the same address, later.
+    """
     binary = shutil.which("redis-server") or shutil.which("valkey-server") or server_binary()
     if binary is None:
         raise RuntimeError("no Redis for the tests: set REDIS_URL, install redis-server, or the extra `local`")
-    with tempfile.TemporaryDirectory(prefix="redis-") as folder:
+    with nullcontext(str(at)) if at is not None else tempfile.TemporaryDirectory(prefix="redis-") as folder:
         address = f"{folder}/redis.sock"
         options = ["--port", "0", "--unixsocket", address, "--save", "", "--appendonly", "no", "--dir", folder]
         with Path(folder, "log").open("wb") as log:

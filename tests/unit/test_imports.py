@@ -9,22 +9,26 @@ ROOT = Path(__file__).parents[2]
 SERVICE = ROOT / "service"
 
 EDGE = {"domain", "errors", "config"}
-ENGINE = EDGE | {"telemetry", "providers.base", "auth.base"}
+ENGINE = EDGE | {"telemetry", "providers.base", "auth.base", "admission.base", "accounting", "resilience"}
 ALLOWED: dict[str, set[str]] = {
     "config": set(),
     "errors": set(),
     "domain": {"errors"},
     "telemetry": EDGE,
+    "accounting": EDGE,
+    "resilience": EDGE,
+    "admission": EDGE | {"telemetry", "storage.redis"},
     "providers": EDGE | {"telemetry"},
     "storage": EDGE | {"telemetry"},
     "auth": EDGE | {"telemetry"},
     "engine": ENGINE,
     "resources": EDGE | {"engine", "auth", "telemetry"},
     "api": EDGE | {"engine", "auth", "telemetry", "resources"},
-    "wiring": EDGE | {"engine", "auth", "telemetry", "resources", "providers", "storage"},
+    "reloading": {"config", "telemetry"},
+    "wiring": EDGE | {"engine", "auth", "telemetry", "resources", "reloading", "providers", "storage", "admission"},
     "shutdown": {"engine", "config", "telemetry"},
     "app": {"api", "wiring", "resources", "shutdown", "config", "telemetry", "errors"},
-    "asgi": {"app", "config"},
+    "asgi": {"app", "config", "wiring"},
     "serving": {"app", "wiring", "shutdown", "config", "errors", "telemetry"},
     "simulator": set(),
     "playground": set(),

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from service.config import ConfigError, Installed, Profile, ProviderKind, Settings, load_settings, unenforced
+from service.config import ConfigError, Installed, Profile, ProviderKind, Settings, load_settings, unenforced, unpriced
 from service.config.profiles import is_loopback
 
 ALL = Installed(embedded_model=True, embedded_store=True)
@@ -100,8 +100,9 @@ def test_settings_that_do_nothing_yet_are_named() -> None:
     settings = load(
         {
             "LLM_API_ADMISSION__QUEUE_MAX": "5",
+            "LLM_API_ADMISSION__SHADOW": "true",
             "LLM_API_AUTH__USER_LIMITS__CONCURRENCY": "2",
-            "LLM_API_AUTH__KEYS": '{"alice": {"key": "alice-key-0123456789", "limits": {"usd_per_day": 5}}}',
+            "LLM_API_AUTH__KEYS": '{"alice": {"key": "alice-key-0123456789", "priority": "batch"}}',
             "LLM_API_PROVIDERS__SIM__KIND": "simulator",
             "LLM_API_PROVIDERS__SIM__LIMITS__CONCURRENCY": "3",
         }
@@ -109,7 +110,17 @@ def test_settings_that_do_nothing_yet_are_named() -> None:
     assert unenforced(settings) == [
         "admission.queue_max",
         "providers.sim.limits.concurrency",
-        "auth.keys.alice.limits.usd_per_day",
-        "auth.user_limits.concurrency",
+        "auth.keys.alice.priority",
     ]
     assert unenforced(load({})) == []
+
+
+def test_models_without_a_price_are_named_where_money_is_limited() -> None:
+    models = (
+        '{"a": {"routes": [{"provider": "sim"}], "price_usd_per_million_tokens": '
+        '{"input": 1, "output": 2, "as_of": "2026-11-01", "source": "a page"}}, '
+        '"b": {"routes": [{"provider": "sim"}]}}'
+    )
+    given = {"LLM_API_PROVIDERS__SIM__KIND": "simulator", "LLM_API_MODELS": models}
+    assert unpriced(load(given)) == []
+    assert unpriced(load({**given, "LLM_API_AUTH__DEFAULT_LIMITS__USD_PER_DAY": "5"})) == ["b"]

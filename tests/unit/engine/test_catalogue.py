@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.config import ModelSettings
+from service.config import ModelSettings, Settings
 from service.domain.principal import ANONYMOUS, Principal
 from service.engine.catalogue import ModelCatalogue, ModelEntry, Route
 from service.errors import ModelNotFound
@@ -73,9 +73,46 @@ def test_a_model_that_does_not_do_what_is_asked_is_not_found() -> None:
     assert models.find("vectors", ANONYMOUS, "embeddings").name == "vectors"
     with pytest.raises(ModelNotFound, match="does not do chat"):
         models.find("vectors", ANONYMOUS, "chat")
-    assert models.first_chat_model() is None
+    assert models.chat_routes() == ()
 
 
-def test_the_first_chat_model_is_one_that_can_be_asked_by_name() -> None:
-    models = catalogue(**{"a/*": [{"provider": "p"}], "b": [{"provider": "p"}], "c": [{"provider": "p"}]})
-    assert models.first_chat_model() == "b"
+def test_each_provider_has_the_first_route_that_is_sure_to_mean_one_model() -> None:
+    models = catalogue(
+        **{
+            "a/*": [{"provider": "p"}, {"provider": "q", "model": "fixed"}],
+            "b": [{"provider": "p"}, {"provider": "q"}],
+            "c": [{"provider": "r", "model": "up"}],
+            "d/*": [{"provider": "s"}],
+        }
+    )
+    assert models.chat_routes() == (Route("q", "fixed"), Route("p", "b"), Route("r", "up"))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "routes"),
+    [
+        ("c", (Route("p", "up"), Route("q", "b"))),
+        ("a/x", (Route("q", "a/x"), Route("p", "b"))),
+        ("unknown", (Route("p", "b"), Route("q", "b"))),
+    ],
+)
+def test_the_wanted_models_routes_come_before_others(wanted: str, routes: tuple[Route, ...]) -> None:
+    models = catalogue(
+        **{
+            "a/*": [{"provider": "q"}],
+            "b": [{"provider": "p"}, {"provider": "q"}],
+            "c": [{"provider": "p", "model": "up"}],
+        }
+    )
+    assert models.chat_routes(wanted) == routes
+
+
+async def test_what_was_found_stays_when_the_models_are_replaced() -> None:
+    models = catalogue(fast=FAST)
+    entry = models.find("fast", ANONYMOUS, "chat")
+    given = {"models": {"slow": {"routes": FAST}}, "providers": {}}
+    (await models.prepare(Settings.model_validate(given)))()
+    assert [route.provider for route in entry.routes] == ["p", "q"]
+    assert [card.name for card in models.cards(ANONYMOUS)] == ["slow"]
+    with pytest.raises(ModelNotFound):
+        models.find("fast", ANONYMOUS, "chat")

@@ -10,6 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from typing_extensions import override
 
+from service.admission.memory import MemoryLimiter
 from service.config import ModelSettings
 from service.domain.clock import ManualClock
 from service.domain.generation import (
@@ -24,6 +25,7 @@ from service.domain.generation import (
     Usage,
 )
 from service.domain.principal import ANONYMOUS, RequestContext
+from service.engine.admission import Admission
 from service.engine.catalogue import ModelCatalogue
 from service.engine.generation import GenerationService
 from service.errors import (
@@ -32,6 +34,7 @@ from service.errors import (
     UpstreamError,
     UpstreamInvalid,
     UpstreamMisconfigured,
+    UpstreamOverloaded,
     UpstreamRejected,
     UpstreamThrottled,
     UpstreamTimeout,
@@ -39,13 +42,16 @@ from service.errors import (
 )
 from service.providers.fake import FakeProvider, Script
 from service.telemetry.metrics import Metrics
+from tests.support.attempts import PLAIN, attempts_over
 from tests.support.fake_app import soon
 
 REQUEST = GenerationRequest(model="m", messages=(Message.of_text("user", "Hi"),))
 CONTEXT = RequestContext(request_id="r", principal=ANONYMOUS)
 ROLE = Chunk(raw=b"role ", deltas=(Delta(),), response_id="r1", model="up")
 UNSUPPORTED_BY_IT = InvalidRequest.at("n", "the provider of this model gives one answer only", kind="unsupported")
+TWO_ROUTES = [{"provider": "first", "model": "up-1"}, {"provider": "second", "model": "up-2"}]
 FALLING_BACK = [
+    UpstreamOverloaded("x"),
     UpstreamThrottled("x"),
     UpstreamUnavailable("x"),
     UpstreamInvalid("x"),
@@ -64,11 +70,18 @@ class Bench:
 
     @property
     def service(self) -> GenerationService:
-        routes = [{"provider": "first", "model": "up-1"}, {"provider": "second", "model": "up-2"}]
         return GenerationService(
-            catalogue=ModelCatalogue({"m": ModelSettings.model_validate({"routes": routes})}),
-            providers={"first": self.first, "second": self.second},
-            total_timeouts_s={"first": 10.0, "second": 20.0},
+            catalogue=ModelCatalogue({"m": ModelSettings.model_validate({"routes": TWO_ROUTES})}),
+            attempts=attempts_over(
+                {"first": self.first, "second": self.second},
+                sections={
+                    "first": {**PLAIN, "timeouts_s": {"total": 20.0}},
+                    "second": {**PLAIN, "timeouts_s": {"total": 10.0}},
+                },
+                metrics=self.metrics,
+                clock=self.clock,
+            ),
+            admission=Admission(limiter=MemoryLimiter(clock=self.clock), shadow=False, metrics=self.metrics),
             metrics=self.metrics,
             clock=self.clock,
         )
@@ -129,11 +142,11 @@ async def test_another_route_is_tried_for_what_it_may_do_better(bench: Bench, as
 
 
 @both
-async def test_each_route_gets_a_deadline_of_its_own(bench: Bench, ask: Ask) -> None:
+async def test_no_route_gets_more_time_than_its_own_provider_may_take(bench: Bench, ask: Ask) -> None:
     bench.first.script = Script(before=UpstreamUnavailable("x"))
     await ask(bench)
-    assert bench.first.calls[0].deadline.at == bench.clock.monotonic() + 10
-    assert bench.second.calls[0].deadline.at == bench.clock.monotonic() + 20
+    assert bench.first.calls[0].deadline.at == bench.clock.monotonic() + 20
+    assert bench.second.calls[0].deadline.at == bench.clock.monotonic() + 10
 
 
 @both
@@ -391,3 +404,54 @@ async def test_vectors_fall_back_and_count_like_any_call(bench: Bench) -> None:
     assert result.usage == Usage(4, 0)
     assert bench.outcomes() == {("first", "upstream_unavailable"): 1, ("second", "ok"): 1}
     assert bench.tokens() == {"input": 4, "output": 0}
+
+
+def over(bench: Bench, **resilience: Any) -> GenerationService:
+    """Make the service with breakers, and with what a test sets for all providers together."""
+    return GenerationService(
+        catalogue=ModelCatalogue({"m": ModelSettings.model_validate({"routes": TWO_ROUTES})}),
+        attempts=attempts_over(
+            {"first": bench.first, "second": bench.second},
+            sections={"first": {"breaker": {"calls_at_least": 4}}, "second": {}},
+            resilience=resilience,
+            metrics=bench.metrics,
+            clock=bench.clock,
+        ),
+        admission=Admission(limiter=MemoryLimiter(clock=bench.clock), shadow=False, metrics=bench.metrics),
+        metrics=bench.metrics,
+        clock=bench.clock,
+    )
+
+
+async def test_streams_that_break_off_open_the_circuit_of_their_route(bench: Bench) -> None:
+    service = over(bench)
+    bench.first.script = Script(pieces=("Hel", UpstreamUnavailable("cut")))
+    for _ in range(2):
+        with pytest.raises(UpstreamUnavailable):
+            await _drained(service)
+    async with service.stream(REQUEST, CONTEXT) as chunks:
+        assert [chunk.text async for chunk in chunks][:1] == ["Hello"]
+    assert (len(bench.first.calls), len(bench.second.calls)) == (2, 1)
+
+
+async def test_stream_that_is_left_opens_no_circuit(bench: Bench) -> None:
+    service = over(bench)
+    for _ in range(10):
+        async with service.stream(REQUEST, CONTEXT) as chunks:
+            await anext(chunks)
+    assert bench.second.calls == []
+
+
+async def test_loser_of_two_attempts_at_a_stream_is_closed_and_its_input_counted(bench: Bench) -> None:
+    service = over(bench, hedging={"enabled": True, "delay_s": 0.1, "budget_ratio": 1})
+    bench.first.script = Script(stepped=True)
+    async with service.stream(REQUEST, CONTEXT) as chunks:
+        assert bench.first.calls[0].closed.is_set()
+        assert not bench.second.calls[0].closed.is_set()
+        text = "".join([chunk.text async for chunk in chunks])
+    assert text == "Hello, world"
+    assert bench.second.calls[0].closed.is_set()
+    assert bench.outcomes() == {("first", "cancelled"): 1, ("second", "ok"): 1}
+    tokens = bench.metrics.registry.get_sample_value
+    assert tokens("llm_api_tokens_total", {"provider": "first", "model": "m", "type": "input"}) == 1
+    assert tokens("llm_api_tokens_total", {"provider": "second", "model": "m", "type": "output"}) == 3

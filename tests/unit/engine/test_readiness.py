@@ -1,260 +1,631 @@
-"""The readiness check: what one minimal call, or real traffic, says about whether traffic should come."""
+"""The readiness check: what minimal calls, and real traffic, say about whether traffic should come."""
 
 import asyncio
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.config import DrainSettings, ModelSettings, ReadinessSettings
-from service.domain.clock import ManualClock
-from service.domain.generation import GenerationRequest, Message
-from service.domain.principal import ANONYMOUS, RequestContext
+from service.config import DrainSettings, ModelSettings, ProviderSettings, ReadinessSettings, Settings
+from service.config.fingerprint import KeyFingerprints
+from service.domain.clock import Deadline, ManualClock
+from service.domain.generation import GenerationRequest
 from service.engine.catalogue import ModelCatalogue
-from service.engine.drain import Drain
-from service.engine.generation import GenerationService
-from service.engine.readiness import ReadinessCheck, Verdict
-from service.errors import ServiceError, UpstreamMisconfigured, UpstreamThrottled, UpstreamTimeout, UpstreamUnavailable
+from service.engine.drain import Drain, Stage
+from service.engine.prober import Prober
+from service.engine.readiness import KEY_LAG_S, LEASE_S, ReadinessCheck, Verdict
+from service.errors import (
+    InvalidRequest,
+    ServiceError,
+    UpstreamInvalid,
+    UpstreamMisconfigured,
+    UpstreamOverloaded,
+    UpstreamRejected,
+    UpstreamThrottled,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 from service.providers.fake import FakeProvider, Script
+from service.storage.probe_board import MemoryProbeBoard
 from service.telemetry.metrics import Metrics
 from tests.support.fake_app import DEADLINE_S, soon, until
 
 READY = Verdict(ready=True, status="ready")
-REFUSED = UpstreamMisconfigured("the key is refused")
-OUTAGES = [UpstreamUnavailable("gone"), UpstreamThrottled("slower"), UpstreamTimeout("late")]
+INTERVAL_S = 60.0
+PAST_INTERVAL_S = 1.2 * INTERVAL_S
+"""So long that a check is due, whatever the jitter."""
+PAST_GRACE_S = 20.0
+
+KEY_REFUSED = UpstreamMisconfigured("the key is refused", upstream_status=401, refused="key")
+WRONG = [
+    KEY_REFUSED,
+    UpstreamMisconfigured("not allowed", upstream_status=403, refused="model"),
+    UpstreamMisconfigured("no key file holds a key"),
+    UpstreamMisconfigured("no such model", upstream_status=404, refused="model"),
+    UpstreamRejected("what is that?", upstream_status=400),
+    InvalidRequest("this provider cannot chat"),
+]
+"""What no waiting heals."""
+PASSING = [
+    UpstreamUnavailable("gone"),
+    UpstreamThrottled("slower"),
+    UpstreamOverloaded("too much"),
+    UpstreamTimeout("late"),
+    UpstreamInvalid("what?"),
+]
+OUT_OF_FUNDS = UpstreamMisconfigured("no money", upstream_status=429, refused="funds")
+
+
+def named(error: ServiceError) -> str:
+    return f"{error.code}-{error.message}"
 
 
 @dataclass
-class Bench:
-    provider: FakeProvider = field(default_factory=FakeProvider)
-    clock: ManualClock = field(default_factory=ManualClock)
+class Process:
+    """One process of a fleet, over fake providers that all processes may share."""
+
+    providers: dict[str, FakeProvider]
+    clock: ManualClock
+    board: MemoryProbeBoard
+    settings: ReadinessSettings
+    models: ModelCatalogue
+    keys: KeyFingerprints
     metrics: Metrics = field(default_factory=lambda: Metrics(CollectorRegistry()))
+    chance: float = 0.0
 
     def __post_init__(self) -> None:
-        routes = {"routes": [{"provider": "fake"}]}
-        models = {name: ModelSettings.model_validate(routes) for name in ("first", "other")}
-        self.generation = GenerationService(
-            catalogue=ModelCatalogue(models),
-            providers={"fake": self.provider},
-            total_timeouts_s={"fake": 60},
+        self.drain = Drain(DrainSettings())
+        self.check = ReadinessCheck(
+            routes=self.models.chat_routes,
+            keys=self.keys,
+            prober=Prober(providers=self.providers, metrics=self.metrics, clock=self.clock),
+            board=self.board,
+            settings=self.settings,
+            drain=self.drain,
             metrics=self.metrics,
             clock=self.clock,
+            chance=lambda: self.chance,
         )
 
-    def check(self, model: str | None = "first", **settings: Any) -> ReadinessCheck:
-        return ReadinessCheck(
-            generation=self.generation,
-            settings=ReadinessSettings.model_validate(settings),
-            model=model,
-            drain=Drain(DrainSettings()),
-            metrics=self.metrics,
-            clock=self.clock,
-        )
-
-    def fails_with(self, error: ServiceError | None) -> None:
-        self.provider.script = Script(before=error)
-
-    async def traffic(self) -> None:
-        request = GenerationRequest(model="other", messages=(Message.of_text("user", "Hi"),))
-        await self.generation.complete(request, RequestContext("r", ANONYMOUS))
+    @property
+    def verdict(self) -> Verdict:
+        return self.check.verdict
 
     @property
     def gauge(self) -> float | None:
         return self.metrics.registry.get_sample_value("llm_api_ready")
 
+    async def after(self, seconds: float) -> Verdict:
+        """Look again after some time."""
+        self.clock.advance(seconds)
+        await self.check.refresh()
+        return self.verdict
+
+    def answered(self, provider: str = "one", error: ServiceError | None = None) -> None:
+        """Let a caller's call end."""
+        assert error is None or not isinstance(error, InvalidRequest)
+        self.check.note(provider, error, self.clock.monotonic())  # type: ignore[arg-type] # only members of UpstreamError
+
+
+@dataclass
+class Fleet:
+    """Providers, a clock and a board that processes share."""
+
+    one: FakeProvider = field(default_factory=lambda: FakeProvider("one"))
+    two: FakeProvider = field(default_factory=lambda: FakeProvider("two"))
+    clock: ManualClock = field(default_factory=ManualClock)
+    models: dict[str, Any] = field(
+        default_factory=lambda: {"m": {"routes": [{"provider": "one", "model": "upstream"}]}}
+    )
+    keys: dict[str, ProviderSettings] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.board = MemoryProbeBoard(self.clock)
+        for name in ("one", "two"):
+            given = {"kind": "openai", "keys": ["sk-upstream-0123456789"]}
+            self.keys.setdefault(name, ProviderSettings.model_validate(given))
+
+    def process(self, **settings: Any) -> Process:
+        models = {name: ModelSettings.model_validate(model) for name, model in self.models.items()}
+        return Process(
+            providers={"one": self.one, "two": self.two},
+            clock=self.clock,
+            board=self.board,
+            settings=ReadinessSettings.model_validate({"interval_s": INTERVAL_S, **settings}),
+            models=ModelCatalogue(models),
+            keys=KeyFingerprints(self.keys),
+        )
+
+    def fails_with(self, error: ServiceError | None) -> None:
+        self.one.script = Script(before=error)
+
 
 @pytest.fixture
-def bench() -> Bench:
-    return Bench()
+def fleet() -> Fleet:
+    return Fleet()
 
 
-def unready(error: ServiceError) -> Verdict:
-    return Verdict(ready=False, status="unready", reason=f"{error.code}: {error.message}")
+@pytest.fixture
+def two_providers() -> Fleet:
+    return Fleet(models={"m": {"routes": [{"provider": "one"}, {"provider": "two", "model": "other"}]}})
 
 
-def degraded(error: ServiceError) -> Verdict:
-    return Verdict(ready=True, status="degraded", reason=f"{error.code}: {error.message}")
+def unready(error: ServiceError, provider: str = "one") -> Verdict:
+    return Verdict(ready=False, status="unready", reason=f"{provider}: {error.code}: {error.message}")
 
 
-def test_before_the_first_look_it_is_starting(bench: Bench) -> None:
-    assert bench.check().verdict == Verdict(ready=False, status="starting")
-    assert bench.gauge == 0
-    assert bench.provider.calls == []
+def degraded(error: ServiceError, provider: str = "one") -> Verdict:
+    return Verdict(ready=True, status="degraded", reason=f"{provider}: {error.code}: {error.message}")
 
 
-async def test_one_minimal_call_makes_it_ready(bench: Bench) -> None:
-    check = bench.check()
-    await check.refresh()
-    assert check.verdict == READY
-    assert bench.gauge == 1
-    (call,) = bench.provider.calls
+def starting(error: ServiceError) -> Verdict:
+    return Verdict(ready=False, status="starting", reason=f"one: {error.code}: {error.message}")
+
+
+# Before the first success
+
+
+def test_before_the_first_look_it_is_starting(fleet: Fleet) -> None:
+    process = fleet.process()
+    assert process.verdict == Verdict(ready=False, status="starting", reason="one: not checked yet")
+    assert process.gauge == 0
+    assert fleet.one.calls == []
+
+
+async def test_one_minimal_call_makes_it_ready(fleet: Fleet) -> None:
+    process = fleet.process()
+    assert await process.after(0) == READY
+    assert process.gauge == 1
+    (call,) = fleet.one.calls
     request = call.request
     assert isinstance(request, GenerationRequest)
-    assert (request.model, request.max_tokens, request.temperature) == ("first", 16, 0.0)
+    # Models that reason refuse any temperature but their own, and a single token.
+    assert (request.max_tokens, request.temperature) == (16, None)
+    assert call.upstream_model == "upstream"
+    assert call.deadline == Deadline.after(5, fleet.clock)
 
 
-async def test_the_model_of_the_settings_is_the_one_that_is_asked(bench: Bench) -> None:
-    await bench.check(model="first", mode="key").refresh()
-    check = ReadinessCheck(
-        generation=bench.generation,
-        settings=ReadinessSettings(model="other"),
-        model="first",
-        drain=Drain(DrainSettings()),
-        metrics=bench.metrics,
-        clock=bench.clock,
-    )
-    await check.refresh()
-    assert [call.request.model for call in bench.provider.calls] == ["first", "other"]
+@pytest.mark.parametrize("error", WRONG, ids=named)
+@pytest.mark.parametrize("mode", ["key", "strict"])
+async def test_what_no_waiting_heals_keeps_it_unready(fleet: Fleet, mode: str, error: ServiceError) -> None:
+    process = fleet.process(mode=mode)
+    fleet.fails_with(error)
+    assert await process.after(0) == unready(error)
+    assert await process.after(PAST_INTERVAL_S) == unready(error)
+    assert process.gauge == 0
+    fleet.fails_with(None)
+    assert await process.after(PAST_INTERVAL_S) == READY
 
 
-async def test_a_refused_key_keeps_it_unready(bench: Bench) -> None:
-    check = bench.check()
-    bench.fails_with(REFUSED)
-    await check.refresh()
-    assert check.verdict == unready(REFUSED)
-    await check.refresh()
-    assert check.verdict == unready(REFUSED)
-    assert bench.gauge == 0
+@pytest.mark.parametrize("error", PASSING, ids=named)
+async def test_passing_trouble_delays_the_start_and_does_not_prevent_it(fleet: Fleet, error: ServiceError) -> None:
+    process = fleet.process()
+    fleet.fails_with(error)
+    assert await process.after(0) == starting(error)
+    assert await process.after(PAST_GRACE_S - 1) == starting(error)
+    assert await process.after(1) == degraded(error)
+    assert process.gauge == 1
 
 
-async def test_a_key_that_is_refused_after_it_worked_leaves_it_degraded(bench: Bench) -> None:
-    check = bench.check()
-    await check.refresh()
-    bench.fails_with(REFUSED)
-    bench.clock.advance(60)
-    await check.refresh()
-    assert check.verdict == degraded(REFUSED)
+async def test_an_account_without_funds_is_ready_and_degraded(fleet: Fleet) -> None:
+    fleet.fails_with(OUT_OF_FUNDS)
+    assert await fleet.process().after(0) == degraded(OUT_OF_FUNDS)
 
 
-async def test_a_key_that_never_worked_is_refused_behind_an_outage_too(bench: Bench) -> None:
-    check = bench.check()
-    bench.fails_with(UpstreamUnavailable("gone"))
-    await check.refresh()
-    assert check.verdict.status == "degraded"
-    bench.fails_with(REFUSED)
-    await check.refresh()
-    assert check.verdict == unready(REFUSED)
+async def test_a_key_that_never_worked_is_refused_behind_an_outage_too(fleet: Fleet) -> None:
+    process = fleet.process()
+    fleet.fails_with(PASSING[0])
+    await process.after(0)
+    assert (await process.after(PAST_GRACE_S)).status == "degraded"
+    fleet.fails_with(KEY_REFUSED)
+    assert await process.after(PAST_INTERVAL_S) == unready(KEY_REFUSED)
 
 
-@pytest.mark.parametrize("error", OUTAGES, ids=lambda error: error.code)
-async def test_an_outage_leaves_it_ready_and_degraded(bench: Bench, error: ServiceError) -> None:
-    check = bench.check()
-    bench.fails_with(error)
-    await check.refresh()
-    assert check.verdict == degraded(error)
-    assert bench.gauge == 1
+# After the first success
 
 
-@pytest.mark.parametrize("error", [*OUTAGES, REFUSED], ids=lambda error: error.code)
-async def test_in_strict_mode_any_failure_makes_it_unready(bench: Bench, error: ServiceError) -> None:
-    check = bench.check(mode="strict")
-    await check.refresh()
-    bench.fails_with(error)
-    bench.clock.advance(60)
-    await check.refresh()
-    assert check.verdict == unready(error)
-    assert bench.gauge == 0
+@pytest.mark.parametrize("error", [*WRONG, OUT_OF_FUNDS], ids=named)
+async def test_what_worked_and_is_refused_now_is_degraded_at_once(fleet: Fleet, error: ServiceError) -> None:
+    process = fleet.process()
+    await process.after(0)
+    fleet.fails_with(error)
+    assert await process.after(PAST_INTERVAL_S) == degraded(error)
+    assert process.gauge == 1
+
+
+@pytest.mark.parametrize("error", PASSING, ids=named)
+async def test_one_failed_check_changes_nothing_and_the_second_does(fleet: Fleet, error: ServiceError) -> None:
+    process = fleet.process()
+    await process.after(0)
+    fleet.fails_with(error)
+    assert await process.after(PAST_INTERVAL_S) == READY
+    assert await process.after(PAST_INTERVAL_S) == degraded(error)
+    fleet.fails_with(None)
+    assert await process.after(PAST_INTERVAL_S) == READY
+
+
+@pytest.mark.parametrize("error", PASSING, ids=named)
+async def test_in_strict_mode_an_outage_makes_it_unready(fleet: Fleet, error: ServiceError) -> None:
+    process = fleet.process(mode="strict")
+    await process.after(0)
+    fleet.fails_with(error)
+    assert await process.after(PAST_INTERVAL_S) == READY
+    assert await process.after(PAST_INTERVAL_S) == unready(error)
+    assert process.gauge == 0
+    fleet.fails_with(None)
+    assert await process.after(PAST_INTERVAL_S) == READY
+
+
+async def test_a_stop_wins_over_everything(fleet: Fleet) -> None:
+    process = fleet.process()
+    await process.after(0)
+    process.drain._reach(Stage.NOTICED)
+    assert process.verdict == Verdict(ready=False, status="unready", reason="draining")
+
+
+# Several providers
+
+
+async def test_every_provider_is_asked_for_a_model_that_it_answers_for(two_providers: Fleet) -> None:
+    assert await two_providers.process().after(0) == READY
+    assert [call.upstream_model for call in two_providers.one.calls] == ["m"]
+    assert [call.upstream_model for call in two_providers.two.calls] == ["other"]
+
+
+async def test_the_model_of_the_settings_is_the_one_that_is_asked_for(fleet: Fleet) -> None:
+    fleet.models["wanted"] = {"routes": [{"provider": "one"}]}
+    await fleet.process(model="wanted").after(0)
+    assert [call.upstream_model for call in fleet.one.calls] == ["wanted"]
+
+
+async def test_one_refused_key_of_two_providers_keeps_it_unready(two_providers: Fleet) -> None:
+    process = two_providers.process()
+    two_providers.two.script = Script(before=KEY_REFUSED)
+    assert await process.after(0) == unready(KEY_REFUSED, "two")
+
+
+async def test_each_provider_that_fails_is_named(two_providers: Fleet) -> None:
+    process = two_providers.process()
+    await process.after(0)
+    two_providers.one.script = Script(before=OUT_OF_FUNDS)
+    two_providers.two.script = Script(before=KEY_REFUSED)
+    verdict = await process.after(PAST_INTERVAL_S)
+    assert verdict.ready
+    assert verdict.reason == "one: upstream_misconfigured: no money; two: upstream_misconfigured: the key is refused"
+
+
+async def test_a_defect_at_one_provider_does_not_hide_the_other(two_providers: Fleet) -> None:
+    process = two_providers.process()
+    two_providers.two.script = Script(before=ZeroDivisionError("defect"))  # type: ignore[arg-type] # no ServiceError
+    with pytest.raises(ZeroDivisionError):
+        await process.after(0)
+    assert process.verdict.reason == "two: not checked yet"
 
 
 @pytest.mark.parametrize("mode", ["key", "strict"])
-async def test_it_recovers(bench: Bench, mode: str) -> None:
-    check = bench.check(mode=mode)
-    for error in (REFUSED, UpstreamUnavailable("gone")):
-        bench.fails_with(error)
-        bench.clock.advance(60)
-        await check.refresh()
-        assert check.verdict.status != "ready"
-        bench.fails_with(None)
-        bench.clock.advance(60)
-        await check.refresh()
-        assert check.verdict == READY
+async def test_without_a_call_to_make_it_is_ready_at_once(mode: str) -> None:
+    fleet = Fleet(models={"team/*": {"routes": [{"provider": "one"}]}})
+    process = fleet.process(mode=mode)
+    assert process.verdict == READY
+    assert process.gauge == 1
+    assert await process.after(0) == READY
+    assert fleet.one.calls == []
 
 
-async def test_real_traffic_since_the_last_look_saves_the_call(bench: Bench) -> None:
-    check = bench.check()
-    await check.refresh()
-    bench.clock.advance(1)
-    await bench.traffic()
-    assert len(bench.provider.calls) == 2
-    bench.fails_with(UpstreamUnavailable("gone"))
-    bench.clock.advance(59)
-    await check.refresh()
-    assert len(bench.provider.calls) == 2
-    assert check.verdict == READY
-    bench.clock.advance(60)
-    await check.refresh()
-    assert len(bench.provider.calls) == 3
-    assert check.verdict.status == "degraded"
+# The fleet
 
 
-async def test_its_own_call_is_no_evidence(bench: Bench) -> None:
-    check = bench.check()
+async def test_twenty_processes_make_one_call_in_an_interval(fleet: Fleet) -> None:
+    processes = [fleet.process() for _ in range(20)]
+    for second in range(300):
+        for process in processes:
+            await process.check.refresh()
+            assert process.verdict == READY, second
+        fleet.clock.advance(1)
+    assert len(fleet.one.calls) == 5
+
+
+async def test_the_interval_has_jitter_and_is_never_shorter(fleet: Fleet) -> None:
+    process = fleet.process()
+    process.chance = 0.5
+    await process.after(0)
+    await process.after(1.1 * INTERVAL_S - 1)
+    assert len(fleet.one.calls) == 1
+    await process.after(1)
+    assert len(fleet.one.calls) == 2
+
+
+async def test_a_process_is_ready_by_what_another_one_found_out(fleet: Fleet) -> None:
+    await fleet.process().after(0)
+    fleet.clock.advance(5)
+    assert await fleet.process().after(0) == READY
+    assert len(fleet.one.calls) == 1
+
+
+async def test_a_process_is_unready_by_what_another_one_found_out(fleet: Fleet) -> None:
+    older = fleet.process()
+    await older.after(0)
+    fleet.fails_with(KEY_REFUSED)
+    assert (await older.after(PAST_INTERVAL_S)).status == "degraded"
+    assert await fleet.process().after(0) == unready(KEY_REFUSED)
+    assert len(fleet.one.calls) == 2
+
+
+async def test_a_check_that_a_dead_process_owes_is_made_by_another(fleet: Fleet) -> None:
+    fleet.one.script = Script(stepped=True)
+    dying, other = fleet.process(), fleet.process()
+    task = asyncio.create_task(dying.check.refresh())
+    await soon((await fleet.one.call()).waiting)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    fleet.one.script = Script()
+    assert (await other.after(LEASE_S - 1)).status == "starting"
+    assert await other.after(1) == READY
+
+
+async def test_a_success_of_yesterday_makes_nobody_ready(fleet: Fleet) -> None:
+    await fleet.process().after(0)
+    fleet.clock.advance(12 * 3_600)
+    fleet.one.script = Script(stepped=True)
+    checking, waiting = fleet.process(), fleet.process()
+    task = asyncio.create_task(checking.check.refresh())
+    await soon((await fleet.one.call(1)).waiting)
+    assert (await waiting.after(0)).status == "starting"
+    fleet.one.calls[1].step(3)
+    await task
+    assert checking.verdict == await waiting.after(1) == READY
+    assert len(fleet.one.calls) == 2
+
+
+# Real traffic
+
+
+async def test_an_answer_to_anybodys_traffic_saves_the_call(fleet: Fleet) -> None:
+    one, other = fleet.process(), fleet.process()
+    await one.after(0)
+    fleet.clock.advance(INTERVAL_S - 1)
+    one.answered()
+    await one.after(2)
+    assert await other.after(INTERVAL_S - 3) == READY
+    assert len(fleet.one.calls) == 1
+    await other.after(INTERVAL_S)
+    assert len(fleet.one.calls) == 2
+
+
+async def test_its_own_call_is_no_traffic(fleet: Fleet) -> None:
+    process = fleet.process()
     for number in range(1, 4):
-        await check.refresh()
-        assert len(bench.provider.calls) == number
+        await process.after(INTERVAL_S)
+        assert len(fleet.one.calls) == number
 
 
-async def test_traffic_heals_a_failed_verdict(bench: Bench) -> None:
-    check = bench.check(mode="strict")
-    bench.fails_with(UpstreamUnavailable("gone"))
-    await check.refresh()
-    bench.fails_with(None)
-    bench.clock.advance(1)
-    await bench.traffic()
-    await check.refresh()
-    assert check.verdict == READY
-    assert len(bench.provider.calls) == 2
+async def test_an_answer_heals_a_failed_check_for_all(fleet: Fleet) -> None:
+    one, other = fleet.process(mode="strict"), fleet.process(mode="strict")
+    fleet.fails_with(OUT_OF_FUNDS)
+    await one.after(0)
+    assert (await other.after(0)).status == "unready"
+    fleet.clock.advance(1)
+    one.answered()
+    assert await one.after(1) == READY
+    assert await other.after(0) == READY
+    assert len(fleet.one.calls) == 1
 
 
-@pytest.mark.parametrize(("model", "mode"), [("first", "passive"), ("first", "off"), (None, "key"), (None, "strict")])
-async def test_without_a_call_to_make_it_is_ready_at_once(bench: Bench, model: str | None, mode: str) -> None:
-    check = bench.check(model, mode=mode)
-    assert check.verdict == READY
-    assert bench.gauge == 1
-    async with check.running():
+async def test_a_key_that_traffic_finds_refused_is_told_before_the_next_check(fleet: Fleet) -> None:
+    one = fleet.process()
+    await one.after(0)
+    fleet.clock.advance(1)
+    one.answered(error=KEY_REFUSED)
+    verdict = await one.after(1)
+    assert (verdict.ready, verdict.status) == (True, "degraded")
+    # One that starts now does not believe the last check, which is younger than its interval.
+    assert (await fleet.process().after(0)).status == "unready"
+    assert len(fleet.one.calls) == 1
+    one.answered()
+    assert await one.after(1) == READY
+
+
+@pytest.mark.parametrize("error", [*PASSING, WRONG[1], WRONG[3]], ids=named)
+async def test_other_failures_of_traffic_prove_nothing(fleet: Fleet, error: ServiceError) -> None:
+    process = fleet.process()
+    await process.after(0)
+    process.answered(error=error)
+    assert await process.after(2) == READY
+    await process.after(PAST_INTERVAL_S)
+    assert len(fleet.one.calls) == 2
+
+
+@pytest.mark.parametrize("mode", ["off", "passive"])
+async def test_without_checks_it_is_ready_at_once_and_asks_nobody(fleet: Fleet, mode: str) -> None:
+    process = fleet.process(mode=mode)
+    assert process.verdict == READY
+    assert process.gauge == 1
+    async with process.check.running():
         assert asyncio.all_tasks() == {asyncio.current_task()}
-    assert bench.provider.calls == []
+    assert fleet.one.calls == []
 
 
-async def test_passive_tells_of_failed_traffic_and_of_its_end(bench: Bench) -> None:
-    check = bench.check(mode="passive")
-    bench.fails_with(UpstreamUnavailable("gone"))
-    with pytest.raises(UpstreamUnavailable):
-        await bench.traffic()
-    assert check.verdict == Verdict(ready=True, status="degraded", reason="upstream_unavailable: gone")
-    bench.fails_with(None)
-    await bench.traffic()
-    assert check.verdict == READY
+async def test_passive_tells_of_failed_traffic_and_of_its_end(fleet: Fleet) -> None:
+    process = fleet.process(mode="passive")
+    process.answered(error=PASSING[0])
+    assert process.verdict == degraded(PASSING[0])
+    process.answered()
+    assert process.verdict == READY
 
 
-async def test_while_it_runs_it_looks_at_once_and_stops_with_its_context(bench: Bench) -> None:
-    check = bench.check()
-    bench.provider.script = Script(stepped=True)
-    async with asyncio.timeout(DEADLINE_S), check.running():
-        call = await bench.provider.call()
-        assert check.verdict.status == "starting"
+async def test_a_rejected_request_is_its_callers_affair(fleet: Fleet) -> None:
+    process = fleet.process(mode="passive")
+    process.answered(error=UpstreamRejected("too long"))
+    assert process.verdict == READY
+
+
+async def test_off_does_not_look_at_traffic(fleet: Fleet) -> None:
+    process = fleet.process(mode="off")
+    process.answered(error=PASSING[0])
+    assert process.verdict == READY
+
+
+# Other keys and other models
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    path = tmp_path / "key"
+    path.write_text("sk-first-0123456789")
+    return path
+
+
+def rotate(path: Path, key: str) -> None:
+    path.write_text(key)
+
+
+@pytest.fixture
+def rotating(fleet: Fleet, key_file: Path) -> Process:
+    fleet.keys["one"] = ProviderSettings.model_validate({"kind": "openai", "key_files": [key_file]})
+    return fleet.process()
+
+
+async def test_a_rotated_key_is_checked_once_calls_have_it(fleet: Fleet, rotating: Process, key_file: Path) -> None:
+    await rotating.after(0)
+    rotate(key_file, "sk-second-0123456789")
+    await rotating.after(1)
+    assert len(fleet.one.calls) == 1
+    assert await rotating.after(KEY_LAG_S) == READY
+    assert len(fleet.one.calls) == 2
+
+
+async def test_a_rotation_to_a_wrong_key_degrades_and_its_repair_heals(
+    fleet: Fleet, rotating: Process, key_file: Path
+) -> None:
+    await rotating.after(0)
+    rotate(key_file, "sk-second-0123456789")
+    fleet.fails_with(KEY_REFUSED)
+    await rotating.after(1)
+    assert await rotating.after(KEY_LAG_S) == degraded(KEY_REFUSED)
+    fleet.fails_with(None)
+    rotate(key_file, "sk-third-0123456789")
+    await rotating.after(1)
+    assert await rotating.after(KEY_LAG_S) == READY
+
+
+async def test_an_unready_process_turns_ready_with_the_right_key(
+    fleet: Fleet, rotating: Process, key_file: Path
+) -> None:
+    fleet.fails_with(KEY_REFUSED)
+    assert (await rotating.after(0)).status == "unready"
+    fleet.fails_with(None)
+    rotate(key_file, "sk-second-0123456789")
+    await rotating.after(1)
+    assert await rotating.after(KEY_LAG_S) == READY
+
+
+async def test_answers_to_the_old_key_prove_nothing_of_the_new_one(
+    fleet: Fleet, rotating: Process, key_file: Path
+) -> None:
+    await rotating.after(0)
+    began_at = fleet.clock.monotonic()
+    rotate(key_file, "sk-second-0123456789")
+    await rotating.after(1)
+    rotating.answered()
+    await rotating.after(KEY_LAG_S)
+    assert len(fleet.one.calls) == 2
+    fleet.fails_with(KEY_REFUSED)
+    rotating.check.note("one", None, began_at)
+    await rotating.after(PAST_INTERVAL_S)
+    assert rotating.verdict.status == "degraded"
+
+
+def configuration(fleet: Fleet) -> Settings:
+    return Settings.model_validate({"providers": fleet.keys, "models": fleet.models})
+
+
+async def reload(process: Process, fleet: Fleet) -> None:
+    settings = configuration(fleet)
+    for part in (process.models, process.check):
+        (await part.prepare(settings))()
+
+
+async def test_a_provider_that_comes_by_a_reload_is_checked_and_cannot_unready_the_fleet(fleet: Fleet) -> None:
+    process = fleet.process()
+    await process.after(0)
+    fleet.models = {"m": {"routes": [{"provider": "one", "model": "upstream"}, {"provider": "two"}]}}
+    fleet.two.script = Script(before=KEY_REFUSED)
+    await reload(process, fleet)
+    assert await process.after(2) == degraded(KEY_REFUSED, "two")
+    assert len(fleet.one.calls) == 1
+
+
+async def test_a_provider_that_is_taken_out_is_not_told_of_any_more(two_providers: Fleet) -> None:
+    process = two_providers.process()
+    two_providers.two.script = Script(before=OUT_OF_FUNDS)
+    assert (await process.after(0)).status == "degraded"
+    two_providers.models = {"m": {"routes": [{"provider": "one"}]}}
+    await reload(process, two_providers)
+    assert process.verdict == READY
+
+
+# In the background
+
+
+async def test_while_it_runs_it_looks_at_once_and_stops_with_its_context(fleet: Fleet) -> None:
+    process = fleet.process()
+    fleet.one.script = Script(stepped=True)
+    async with asyncio.timeout(DEADLINE_S), process.check.running():
+        call = await fleet.one.call()
+        assert process.verdict.status == "starting"
         call.step(3)
-        await until(lambda: check.verdict == READY)
+        await until(lambda: process.verdict == READY)
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_a_call_that_is_under_way_ends_with_the_context(bench: Bench) -> None:
-    bench.provider.script = Script(stepped=True)
-    async with bench.check().running():
-        call = await bench.provider.call()
+async def test_a_call_that_is_under_way_ends_with_the_context(fleet: Fleet) -> None:
+    fleet.one.script = Script(stepped=True)
+    async with fleet.process().check.running():
+        call = await fleet.one.call()
         await soon(call.waiting)
     assert call.cancelled
 
 
-async def test_it_looks_again_after_its_interval(bench: Bench) -> None:
-    async with bench.check(interval_s=0.001).running():
-        await asyncio.wait_for(bench.provider.call(2), DEADLINE_S)
+async def test_it_goes_on_looking_and_a_defect_does_not_end_it(fleet: Fleet) -> None:
+    fleet.one.scripts.append(Script(before=ZeroDivisionError("defect")))  # type: ignore[arg-type] # no ServiceError
+    process = fleet.process(interval_s=0.001)
+    async with process.check.running():
+        await asyncio.wait_for(fleet.one.call(0), DEADLINE_S)
+        fleet.clock.advance(LEASE_S)
+        await until(lambda: process.verdict == READY)
+        fleet.clock.advance(1)
+        await asyncio.wait_for(fleet.one.call(2), DEADLINE_S)
+    assert process.metrics.registry.get_sample_value("llm_api_unhandled_errors_total", {"place": "readiness"}) == 1
 
 
-async def test_a_defect_does_not_freeze_the_verdict(bench: Bench) -> None:
-    check = bench.check(interval_s=0.001)
-    bench.provider.scripts.append(Script(before=ZeroDivisionError("defect")))  # type: ignore[arg-type] # no ServiceError
-    async with check.running():
-        await until(lambda: check.verdict == READY)
-    assert bench.metrics.registry.get_sample_value("llm_api_unhandled_errors_total", {"place": "readiness"}) == 1
+# Metrics
+
+
+async def test_checks_their_tokens_and_their_age_have_metrics_of_their_own(fleet: Fleet) -> None:
+    process = fleet.process()
+
+    def value(name: str, **labels: str) -> float | None:
+        return process.metrics.registry.get_sample_value(name, {"provider": "one", **labels})
+
+    await process.after(0)
+    fleet.fails_with(KEY_REFUSED)
+    await process.after(PAST_INTERVAL_S)
+    assert value("llm_api_provider_probes_total", outcome="ok") == 1
+    assert value("llm_api_provider_probes_total", outcome="key_refused") == 1
+    assert value("llm_api_probe_tokens_total") == 8
+    assert value("llm_api_provider_probe_age_seconds") == 0
+    await process.after(30)
+    assert value("llm_api_provider_probe_age_seconds") == 30
+    assert not [sample for family in process.metrics.tokens.collect() for sample in family.samples if sample.value]
+
+
+async def test_a_provider_that_hangs_is_given_up_after_its_time(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.engine.prober.PROBE_TIMEOUT_S", 0.01)
+    fleet.one.script = Script(stepped=True)
+    verdict = await fleet.process().after(0)
+    assert (verdict.status, verdict.reason) == (
+        "starting",
+        "one: upstream_timeout: the provider did not answer within 0.01 s",
+    )

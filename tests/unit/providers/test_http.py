@@ -13,6 +13,7 @@ from service.config import TimeoutSettings
 from service.domain.clock import Deadline, SystemClock
 from service.errors import InvalidRequest, UpstreamError, UpstreamInvalid, UpstreamMisconfigured, UpstreamUnavailable
 from service.providers.http import MAX_STALE_CONNECTIONS, Ask, HttpUpstream
+from service.providers.keys import KeyRing
 
 
 def stale() -> ClientOSError:
@@ -43,10 +44,11 @@ async def post(session: Session, payload: dict[str, object] | None = None) -> No
         provider="up",
         session=cast("aiohttp.ClientSession", session),
         timeouts_s=TimeoutSettings(),
-        headers=dict,
+        keys=KeyRing(provider="up", keys=(), files=(), clock=SystemClock()),
+        headers=lambda _: {},
         refused=refused,
     )
-    ask = Ask(URL("http://127.0.0.1/v1"), payload or {})
+    ask = upstream.keyed(Ask(URL("http://127.0.0.1/v1"), payload or {}))
     await upstream.post(ask, deadline=Deadline.after(5, SystemClock()))
 
 

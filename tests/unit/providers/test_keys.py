@@ -1,28 +1,65 @@
-"""Provider keys: taken in turn, read again when their file is another one."""
+"""Provider keys: taken in turn, read again when their file is another one, left alone while refused or limited."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
 
 from service.domain.clock import ManualClock
-from service.errors import UpstreamMisconfigured
-from service.providers.keys import CHECK_INTERVAL_S, MAX_HEADERS, KeyRing, SdkHeaders
+from service.errors import UpstreamError, UpstreamMisconfigured, UpstreamThrottled
+from service.providers.base import ProviderKey
+from service.providers.keys import (
+    CHECK_INTERVAL_S,
+    MAX_HEADERS,
+    MAX_MODELS,
+    REFUSED_MAX_S,
+    REFUSED_S,
+    THROTTLED_MAX_S,
+    THROTTLED_S,
+    KeyRing,
+    SdkHeaders,
+)
 
 
-def ring(*files: Path, keys: tuple[str, ...] = (), clock: ManualClock | None = None) -> KeyRing:
-    return KeyRing(provider="up", keys=[SecretStr(key) for key in keys], files=files, clock=clock or ManualClock())
+def ring(
+    *files: Path,
+    keys: tuple[str, ...] = (),
+    clock: ManualClock | None = None,
+    forgiving: bool = False,
+    on_dead: Callable[[int], None] | None = None,
+) -> KeyRing:
+    return KeyRing(
+        provider="up",
+        keys=[SecretStr(key) for key in keys],
+        files=files,
+        clock=clock or ManualClock(),
+        forgiving=forgiving,
+        on_dead=on_dead,
+    )
+
+
+def secret(made: KeyRing, model: str = "m") -> str | None:
+    key = made.take(model)
+    assert key is not None
+    return key.secret
+
+
+def key_of(made: KeyRing, text: str) -> ProviderKey:
+    key = made.take("m", lambda key: key.secret == text)
+    assert key is not None
+    return key
 
 
 def test_provider_without_keys_gives_none() -> None:
-    assert ring().take() is None
+    assert secret(ring()) is None
 
 
 def test_keys_are_taken_in_turn(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("c\n")
     made = ring(tmp_path / "key", keys=("a", "b"))
-    taken = [made.take() for _ in range(6)]
+    taken = [secret(made) for _ in range(6)]
     assert sorted(taken[:3], key=str) == ["a", "b", "c"]
     assert taken[:3] == taken[3:]
 
@@ -31,36 +68,36 @@ def test_replaced_file_is_read_again_after_the_interval(tmp_path: Path) -> None:
     path, clock = tmp_path / "key", ManualClock()
     path.write_text("old")
     made = ring(path, clock=clock)
-    assert made.take() == "old"
+    assert secret(made) == "old"
     (tmp_path / "new").write_text("new")
     (tmp_path / "new").replace(path)
-    assert made.take() == "old"
+    assert secret(made) == "old"
     clock.advance(CHECK_INTERVAL_S)
-    assert made.take() == "new"
+    assert secret(made) == "new"
 
 
 def test_file_that_goes_away_keeps_its_key_and_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path, clock = tmp_path / "key", ManualClock()
     path.write_text("old")
     made = ring(path, clock=clock)
-    made.take()
+    secret(made)
     path.unlink()
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             clock.advance(CHECK_INTERVAL_S)
-            assert made.take() == "old"
+            assert secret(made) == "old"
     assert len(caplog.records) == 1
 
 
 def test_no_readable_file_at_all_is_a_misconfiguration(tmp_path: Path) -> None:
     with pytest.raises(UpstreamMisconfigured) as caught:
-        ring(tmp_path / "missing").take()
+        secret(ring(tmp_path / "missing"))
     assert caught.value.provider == "up"
 
 
 def test_empty_file_gives_no_key_and_the_others_go_on(tmp_path: Path) -> None:
     (tmp_path / "key").write_text(" \n")
-    assert ring(tmp_path / "key", keys=("a",)).take() == "a"
+    assert secret(ring(tmp_path / "key", keys=("a",))) == "a"
 
 
 @pytest.mark.parametrize("unusable", ["sk-1\nsk-2", "sk-1\x00", "sk-é", "sk-1 sk-2"])
@@ -70,12 +107,12 @@ def test_file_whose_text_fits_no_header_keeps_its_key_and_is_told_once(
     path, clock = tmp_path / "key", ManualClock()
     path.write_text("old")
     made = ring(path, clock=clock)
-    assert made.take() == "old"
+    assert secret(made) == "old"
     path.write_text(unusable, encoding="utf-8")
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             clock.advance(CHECK_INTERVAL_S)
-            assert made.take() == "old"
+            assert secret(made) == "old"
     assert len(caplog.records) == 1
     assert str(path) in caplog.text
     assert "sk-" not in caplog.text
@@ -84,24 +121,168 @@ def test_file_whose_text_fits_no_header_keeps_its_key_and_is_told_once(
 def test_no_usable_file_at_all_is_a_misconfiguration(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("sk-1\nsk-2")
     with pytest.raises(UpstreamMisconfigured):
-        ring(tmp_path / "key").take()
+        secret(ring(tmp_path / "key"))
 
 
-def test_headers_are_made_once_for_each_key_and_forgotten_in_the_end(tmp_path: Path) -> None:
+def test_headers_are_made_once_for_each_key_and_forgotten_in_the_end() -> None:
     made: list[str | None] = []
-    path, clock = tmp_path / "key", ManualClock()
 
     def headers_for(key: str | None) -> dict[str, object]:
         made.append(key)
         return {"authorization": f"Bearer {key}", "left-out": object()}
 
-    path.write_text("k0")
-    headers = SdkHeaders(ring(path, clock=clock), headers_for)
-    assert headers() == headers() == {"authorization": "Bearer k0"}
+    headers = SdkHeaders(headers_for)
+    first = ProviderKey("k0", "f0")
+    assert headers(first) == headers(first) == {"authorization": "Bearer k0"}
     assert made == ["k0"]
     for number in range(1, MAX_HEADERS + 2):
-        (tmp_path / "new").write_text(f"k{number}")
-        (tmp_path / "new").replace(path)
-        clock.advance(CHECK_INTERVAL_S)
-        headers()
+        headers(ProviderKey(f"k{number}", f"f{number}"))
     assert len(headers._made) <= MAX_HEADERS
+
+
+REFUSED = UpstreamMisconfigured("refused", upstream_code="invalid_api_key", refused="key")
+OUT_OF_FUNDS = UpstreamMisconfigured("no money", upstream_code="insufficient_quota", refused="funds")
+
+
+@pytest.mark.parametrize("error", [REFUSED, OUT_OF_FUNDS], ids=lambda error: error.refused)
+def test_dead_key_is_left_alone_for_every_model_while_others_are_used(error: UpstreamMisconfigured) -> None:
+    dead: list[int] = []
+    made = ring(keys=("a", "b"), on_dead=dead.append)
+    made.note(key_of(made, "a"), "m", error)
+    assert {secret(made, model) for model in ("m", "n", "o", "p")} == {"b"}
+    assert dead == [1]
+    made.note(key_of(made, "b"), "m", error)
+    with pytest.raises(UpstreamMisconfigured, match="all of our keys") as caught:
+        made.take("m")
+    assert (caught.value.refused, caught.value.upstream_code) == (error.refused, error.upstream_code)
+    assert dead == [1, 2]
+
+
+def test_refusal_of_a_model_takes_no_key_away() -> None:
+    made = ring(keys=("a",))
+    made.note(key_of(made, "a"), "m", UpstreamMisconfigured("no such model", refused="model"))
+    assert secret(made) == "a"
+
+
+@pytest.mark.parametrize("error", [REFUSED, OUT_OF_FUNDS], ids=lambda error: error.refused)
+def test_dead_key_is_tried_by_one_call_at_a_time_and_ever_more_rarely(error: UpstreamMisconfigured) -> None:
+    clock = ManualClock()
+    made = ring(keys=("a", "b"), clock=clock)
+    key = key_of(made, "a")
+    made.note(key, "m", error)
+    for doublings in range(12):
+        rest_s = min(REFUSED_S[error.refused] * 2**doublings, REFUSED_MAX_S)
+        clock.advance(rest_s - 0.01)
+        assert {secret(made) for _ in range(4)} == {"b"}
+        clock.advance(0.01)
+        assert sorted(str(secret(made)) for _ in range(4)) == ["a", "b", "b", "b"]
+        made.note(key, "m", error)
+
+
+def test_calls_that_began_before_the_first_refusal_do_not_prolong_it() -> None:
+    clock = ManualClock()
+    made = ring(keys=("a", "b"), clock=clock)
+    key = key_of(made, "a")
+    for _ in range(50):
+        made.note(key, "m", REFUSED)
+    clock.advance(REFUSED_S["key"])
+    assert "a" in {secret(made) for _ in range(2)}
+
+
+def test_key_that_is_accepted_again_lives(caplog: pytest.LogCaptureFixture) -> None:
+    dead: list[int] = []
+    clock = ManualClock()
+    made = ring(keys=("a", "b"), clock=clock, on_dead=dead.append)
+    key = key_of(made, "a")
+    with caplog.at_level(logging.INFO):
+        made.note(key, "m", REFUSED)
+        made.accepted(key)
+        made.accepted(key)
+    assert {secret(made) for _ in range(2)} == {"a", "b"}
+    assert dead == [1, 0]
+    assert [record.getMessage() for record in caplog.records] == ["provider key refused", "provider key accepted again"]
+
+
+def test_logs_name_a_key_by_its_fingerprint_alone(caplog: pytest.LogCaptureFixture) -> None:
+    made = ring(keys=("sk-very-secret",))
+    key = key_of(made, "sk-very-secret")
+    made.note(key, "m", REFUSED)
+    (record,) = caplog.records
+    assert record.__dict__["key"] == key.fingerprint
+    assert "sk-very-secret" not in f"{record.__dict__} {key!r}"
+    assert len(key.fingerprint) == 12
+
+
+def test_replaced_file_is_read_at_once_when_its_key_is_refused(tmp_path: Path) -> None:
+    path, clock = tmp_path / "key", ManualClock()
+    path.write_text("old")
+    made = ring(path, clock=clock)
+    key = key_of(made, "old")
+    path.write_text("newer")
+    assert secret(made) == "old", "within the interval nobody looks"
+    made.note(key, "m", REFUSED)
+    assert secret(made) == "newer"
+    made.note(key, "m", REFUSED)
+    assert secret(made) == "newer", "what a call with the old key says is no news"
+
+
+def test_limited_key_rests_for_its_model_and_for_as_long_as_it_was_told() -> None:
+    clock = ManualClock()
+    made = ring(keys=("a", "b"), clock=clock)
+    made.note(key_of(made, "a"), "m", UpstreamThrottled("slower", retry_after_s=7))
+    assert {secret(made) for _ in range(4)} == {"b"}
+    assert {secret(made, "n") for _ in range(4)} == {"a", "b"}
+    clock.advance(7)
+    assert {secret(made) for _ in range(4)} == {"a", "b"}
+
+
+def test_when_all_keys_are_limited_it_says_when_the_first_is_not() -> None:
+    made = ring(keys=("a", "b"))
+    made.note(key_of(made, "a"), "m", UpstreamThrottled("slower", retry_after_s=7))
+    made.note(key_of(made, "b"), "m", UpstreamThrottled("slower", retry_after_s=3))
+    with pytest.raises(UpstreamThrottled) as caught:
+        made.take("m")
+    assert caught.value.retry_after_s == 3
+
+
+@pytest.mark.parametrize(("told_s", "rest_s"), [(None, THROTTLED_S), (86_400.0, THROTTLED_MAX_S)])
+def test_limited_key_rests_for_a_usual_time_if_told_none_and_never_for_too_long(
+    told_s: float | None, rest_s: float
+) -> None:
+    clock = ManualClock()
+    made = ring(keys=("a",), clock=clock)
+    made.note(key_of(made, "a"), "m", UpstreamThrottled("slower", retry_after_s=told_s))
+    clock.advance(rest_s - 0.01)
+    with pytest.raises(UpstreamThrottled):
+        made.take("m")
+    clock.advance(0.02)
+    assert secret(made) == "a"
+
+
+def test_limits_of_names_that_callers_make_up_do_not_fill_the_memory() -> None:
+    made = ring(keys=("a",))
+    key = key_of(made, "a")
+    for number in range(3 * MAX_MODELS):
+        made.note(key, f"made-up-{number}", UpstreamThrottled("slower"))
+    (standing,) = made._in_turn
+    assert len(standing.throttled_until) <= MAX_MODELS
+
+
+def test_bars_are_asked_only_about_keys_that_could_be_used() -> None:
+    made = ring(keys=("a", "b"))
+    made.note(key_of(made, "a"), "m", REFUSED)
+    asked: list[str | None] = []
+
+    def bars_all(key: ProviderKey) -> bool:
+        asked.append(key.secret)
+        return False
+
+    assert made.take("m", bars_all) is None
+    assert asked == ["b"]
+
+
+@pytest.mark.parametrize("error", [REFUSED, UpstreamThrottled("slower")])
+def test_forgiving_ring_leaves_no_key_alone(error: UpstreamError) -> None:
+    made = ring(keys=("a",), forgiving=True)
+    made.note(key_of(made, "a"), "m", error)
+    assert secret(made) == "a"

@@ -11,6 +11,7 @@ from service.errors import (
     UpstreamError,
     UpstreamInvalid,
     UpstreamMisconfigured,
+    UpstreamOverloaded,
     UpstreamRejected,
     UpstreamThrottled,
     UpstreamUnavailable,
@@ -39,7 +40,7 @@ from service.providers.http import proxy_for, retry_after_s
         (500, {}, UpstreamUnavailable),
         (503, {}, UpstreamUnavailable),
         (503, {"code": "slow_down"}, UpstreamThrottled),
-        (529, {}, UpstreamThrottled),
+        (529, {}, UpstreamOverloaded),
         (200, {"code": 429}, UpstreamThrottled),
         (200, {"code": "insufficient_quota"}, UpstreamMisconfigured),
         (200, {"type": "invalid_request_error", "message": "no"}, UpstreamRejected),
@@ -52,7 +53,7 @@ def test_openai_refusals(status: int, error: object, expected: type[UpstreamErro
     found = openai.refusal_error(status, {"retry-after": "3"}, body, provider="up")
     assert type(found) is expected
     assert found.provider == "up"
-    assert (found.retry_after_s == 3) == (expected in {UpstreamThrottled, UpstreamUnavailable})
+    assert (found.retry_after_s == 3) == (expected in {UpstreamThrottled, UpstreamOverloaded, UpstreamUnavailable})
 
 
 @pytest.mark.parametrize(
@@ -67,8 +68,8 @@ def test_openai_refusals(status: int, error: object, expected: type[UpstreamErro
         (429, {"details": {"error_code": "ramp_limit_exceeded"}}, UpstreamThrottled),
         (429, {"details": {"error_code": "enforced_spend_limit_reached"}}, UpstreamMisconfigured),
         (500, {"type": "api_error"}, UpstreamUnavailable),
-        (529, {"type": "overloaded_error"}, UpstreamThrottled),
-        (200, {"type": "overloaded_error"}, UpstreamThrottled),
+        (529, {"type": "overloaded_error"}, UpstreamOverloaded),
+        (200, {"type": "overloaded_error"}, UpstreamOverloaded),
         (200, {"type": "something_new"}, UpstreamUnavailable),
     ],
 )

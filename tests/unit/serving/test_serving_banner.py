@@ -55,5 +55,5 @@ def test_development_without_a_store_says_what_is_lost() -> None:
 
 def test_settings_without_effect_and_half_effects_are_warned_of() -> None:
     assert warnings(settings()) == []
-    found = warnings(settings(LLM_API_SERVER__WORKERS="2", LLM_API_ADMISSION__SHADOW="true"))
-    assert [warning.split()[0] for warning in found] == ["admission.shadow", "server.workers:"]
+    found = warnings(settings(LLM_API_SERVER__WORKERS="2", LLM_API_ADMISSION__QUEUE_MAX="9"))
+    assert [warning.split()[0] for warning in found] == ["admission.queue_max", "server.workers:"]

@@ -1,0 +1,47 @@
+"""Telling the sets of keys of a provider apart, without showing anything of them."""
+
+import os
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+
+from service.config.sections import ProviderSettings
+
+DIGITS = 12
+"""Of the fingerprint: 48 bits, which tell apart and lead back to no key."""
+
+_Version = tuple[int, int, int]
+
+
+class KeyFingerprints:
+    """Knows the keys of all providers as they stand in the settings and in the files that these name.
+
+    A file that cannot be read counts as it stood before: it may be in the middle of its replacement.
+    """
+
+    def __init__(self, providers: Mapping[str, ProviderSettings]) -> None:
+        self._providers = providers
+        self._files: dict[Path, tuple[_Version, bytes]] = {}
+
+    def replace(self, providers: Mapping[str, ProviderSettings]) -> None:
+        """Go by these settings from now on."""
+        self._providers = providers
+
+    def __call__(self, provider: str) -> str:
+        """Give the fingerprint of a provider's keys and address. Costs a stat for each of its files."""
+        settings = self._providers[provider]
+        keys = {key.get_secret_value().encode() for key in settings.keys}
+        keys |= {self._key_in(path) for path in settings.key_files}
+        whole = b"\n".join([f"{settings.kind} {settings.base_url}".encode(), *sorted(keys)])
+        return sha256(whole).hexdigest()[:DIGITS]
+
+    def _key_in(self, path: Path) -> bytes:
+        known = self._files.get(path)
+        try:
+            status = os.stat(path)  # noqa: PTH116 - beside the name, a number is all that is wanted
+            version = (status.st_mtime_ns, status.st_ino, status.st_size)
+            if known is None or known[0] != version:
+                known = self._files[path] = (version, path.read_bytes().strip())
+        except OSError:
+            pass
+        return known[1] if known is not None else b""

@@ -1,0 +1,220 @@
+"""Letting requests in: what one is estimated to take, whose limits it must pass, and what it took in the end."""
+
+import logging
+import re
+import time
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from hashlib import sha256
+
+from service.admission.base import DemandTooLarge, Limiter, LimitReached
+from service.domain.estimates import input_size, size_of, tokens_in
+from service.domain.generation import EmbeddingRequest, GenerationRequest, Usage
+from service.domain.limits import Demand, Quota, Reservation, Scope, quotas_of
+from service.domain.principal import RequestContext
+from service.engine.catalogue import ModelEntry
+from service.errors import PermissionDenied, ServiceError, UpstreamInvalid, UpstreamTimeout
+from service.telemetry.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_OUTPUT_TOKENS = 512
+"""The output that is reserved before anything is known of a model's answers; ``max_tokens`` where that is less."""
+OUTPUTS_KEPT = 256
+OUTPUTS_NEEDED = 20
+"""Answers of a model from which its outputs are learned: fewer say nothing of a 95th percentile."""
+_MAY_BE_BILLED = (UpstreamInvalid, UpstreamTimeout)
+"""Failures after which the provider may have read and written all the same; other failures cost nothing."""
+_PLAIN_USER = re.compile(r"[A-Za-z0-9._@-]{1,64}")
+
+
+class LearnedOutputs:
+    """How many tokens the answers of each model have: the 95th percentile of the last ones that this process saw."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[deque[int], list[int]]] = {}
+        """By configured model: in order of time, and of size."""
+
+    def add(self, model: str, output_tokens: int) -> None:
+        """Learn from an answer."""
+        latest, ordered = self._seen.setdefault(model, (deque(), []))
+        latest.append(output_tokens)
+        insort(ordered, output_tokens)
+        if len(latest) > OUTPUTS_KEPT:
+            del ordered[bisect_left(ordered, latest.popleft())]
+
+    def expected(self, model: str) -> int:
+        """Return what an answer takes at most, in 95 of 100 cases."""
+        _, ordered = self._seen.get(model, ((), ()))
+        if len(ordered) < OUTPUTS_NEEDED:
+            return DEFAULT_OUTPUT_TOKENS
+        return ordered[len(ordered) * 95 // 100]
+
+
+class Admitted:
+    """A request that was let in, and what becomes of it."""
+
+    def __init__(self) -> None:
+        self.began = False
+        """Whether a provider was asked."""
+        self.usage: Usage | None = None
+        """What it took, once that is known."""
+
+
+class Admission:
+    """Asks the limiter for every request that has a limit, and settles with it whatever happens."""
+
+    def __init__(self, *, limiter: Limiter, shadow: bool, metrics: Metrics) -> None:
+        self._limiter = limiter
+        self._shadow = shadow
+        self._metrics = metrics
+        self._outputs = LearnedOutputs()
+
+    @asynccontextmanager
+    async def admitted(
+        self, entry: ModelEntry, asked: GenerationRequest | EmbeddingRequest, context: RequestContext
+    ) -> AsyncIterator[Admitted]:
+        """Let a request in while the context is open.
+
+        Raises ``LimitReached``, ``BeyondLimit``, ``StoreUnavailable``, and ``PermissionDenied`` where money is limited
+        and the model has no price. What was reserved is settled on leaving: on ``usage`` where it is known; not at all
+        of tokens and money where no provider was asked, or all that was failed without a bill; else as estimated.
+        """
+        admitted = Admitted()
+        scopes = _scopes(entry, asked.user_id, context)
+        reservation = await self._reserve(entry, asked, context, scopes) if scopes else None
+        try:
+            yield admitted
+        except ServiceError as error:
+            admitted.began = admitted.began and isinstance(error, _MAY_BE_BILLED)
+            raise
+        finally:
+            self._settle(entry, asked, admitted, reservation)
+
+    async def _reserve(
+        self,
+        entry: ModelEntry,
+        asked: GenerationRequest | EmbeddingRequest,
+        context: RequestContext,
+        scopes: list[Scope],
+    ) -> Reservation | None:
+        quotas = [quota for scope in scopes for quota in quotas_of(scope)]
+        began = time.perf_counter()
+        try:
+            reservation = await self._limiter.reserve(scopes, self._demand(entry, asked, quotas))
+        except LimitReached as error:
+            self._refused(error.quotas, error, context)
+            if self._shadow:
+                return None
+            context.standing.balances = error.balances
+            raise
+        except ServiceError as error:
+            self._refused(error.quotas if isinstance(error, DemandTooLarge) else (), error, context)
+            if self._shadow:
+                return None
+            raise
+        finally:
+            self._metrics.limiter_duration.observe(time.perf_counter() - began)
+        if not self._shadow:
+            context.standing.balances = reservation.balances
+        for quota in quotas:
+            self._metrics.rate_limit_decisions.labels(quota.kind, quota.resource, "admitted").inc()
+        return reservation
+
+    def _refused(self, quotas: tuple[Quota, ...], error: ServiceError, context: RequestContext) -> None:
+        decision = "would_refuse" if self._shadow else "refused"
+        for quota in quotas:
+            self._metrics.rate_limit_decisions.labels(quota.kind, quota.resource, decision).inc()
+        if self._shadow:
+            logger.info(
+                "would refuse: %s",
+                error.message,
+                extra={
+                    "request_id": context.request_id,
+                    "principal": context.principal.name,
+                    "code": error.code,
+                    "retry_after_s": error.retry_after_s,
+                },
+            )
+
+    def _demand(self, entry: ModelEntry, asked: GenerationRequest | EmbeddingRequest, quotas: list[Quota]) -> Demand:
+        """Estimate what a request takes of what is limited."""
+        rooms = [quota.capacity for quota in quotas if quota.resource == "tokens"]
+        money = next((quota for quota in quotas if quota.resource == "usd"), None)
+        if not rooms and money is None:
+            return Demand()
+        if isinstance(asked, EmbeddingRequest):
+            input_tokens, output_tokens = _embedding_tokens(asked), 0
+        else:
+            input_tokens = tokens_in(input_size(asked))
+            expected = self._outputs.expected(entry.name)
+            if asked.max_tokens is not None:
+                expected = min(expected, asked.max_tokens)
+            output_tokens = expected * asked.choices
+            if asked.max_tokens is None and rooms:
+                # Who asks for no length shall not be told to ask for less: it waits for all there can be.
+                output_tokens = max(0, min(output_tokens, min(rooms) - input_tokens))
+        nano_usd = 0
+        if money is not None:
+            if entry.price is None:
+                raise PermissionDenied(
+                    f"{money.owner} has a budget, and the model {entry.name!r} has no price: its operator must set "
+                    "price_usd_per_million_tokens"
+                )
+            nano_usd = entry.price.nano_usd(Usage(input_tokens, output_tokens))
+        return Demand(input_tokens + output_tokens, nano_usd)
+
+    def _settle(
+        self,
+        entry: ModelEntry,
+        asked: GenerationRequest | EmbeddingRequest,
+        admitted: Admitted,
+        reservation: Reservation | None,
+    ) -> None:
+        usage = admitted.usage
+        if usage is not None and not usage.estimated and isinstance(asked, GenerationRequest):
+            self._outputs.add(entry.name, usage.output_tokens // asked.choices)
+        if reservation is None:
+            return
+        if usage is None:
+            self._limiter.settle(reservation, reservation.demand if admitted.began else Demand())
+            return
+        tokens = usage.input_tokens + usage.output_tokens
+        nano_usd = entry.price.nano_usd(usage) if entry.price is not None else 0
+        if reservation.demand.tokens and not usage.estimated:
+            self._metrics.reservation_ratio.observe(reservation.demand.tokens / max(1, tokens))
+        self._limiter.settle(reservation, Demand(tokens, nano_usd))
+
+
+def _scopes(entry: ModelEntry, user_id: str | None, context: RequestContext) -> list[Scope]:
+    """List whose limits a request must pass; those that limit nothing are left out."""
+    principal = context.principal
+    scopes = [Scope("key", principal.name, principal.limits)]
+    if user_id is not None:
+        scopes.append(Scope("user", f"{principal.name}/{_user_name(user_id)}", principal.user_limits))
+    scopes.append(Scope("model", entry.name, entry.limits))
+    return [scope for scope in scopes if quotas_of(scope)]
+
+
+def _user_name(user_id: str) -> str:
+    """Return a name that is short and harmless in a key of the store, and anybody else's only by its hash."""
+    if _PLAIN_USER.fullmatch(user_id):
+        return user_id
+    return f"sha256:{sha256(user_id.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
+
+
+def _embedding_tokens(asked: EmbeddingRequest) -> int:
+    """Estimate the tokens of texts; those of token lists are counted."""
+    given = asked.fields.get("input")
+    texts = given if isinstance(given, list) else [given]
+    count = size = 0
+    for text in texts:
+        if isinstance(text, str):
+            size += size_of(text)
+        elif isinstance(text, list):
+            count += len(text)
+        elif text is not None:
+            count += 1
+    return count + tokens_in(size)

@@ -1,0 +1,208 @@
+"""The pool of providers: replaced at once, closed when the last call on them is over."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from service.config import ProviderSettings, Settings
+from service.domain.clock import Deadline, ManualClock
+from service.domain.generation import EmbeddingRequest, GenerationRequest, Message
+from service.errors import InvalidRequest, UpstreamError, UpstreamThrottled, UpstreamUnavailable
+from service.providers.base import Provider
+from service.providers.fake import FakeProvider, Script
+from service.providers.pool import ProviderPool
+from tests.support.fake_app import soon
+
+DEADLINE = Deadline(1e9)
+REQUEST = GenerationRequest(model="m", messages=(Message.of_text("user", "Hi"),))
+
+
+def settings(**providers: str) -> dict[str, ProviderSettings]:
+    """Make settings of providers by name, each with one key."""
+    return {name: ProviderSettings.model_validate({"kind": "openai", "keys": [key]}) for name, key in providers.items()}
+
+
+class Factory:
+    """Opens fakes, and remembers them by the key that they were opened with."""
+
+    def __init__(self) -> None:
+        self.fakes: dict[str, FakeProvider] = {}
+        self.closed: list[str] = []
+        self.is_closed = asyncio.Event()
+
+    @asynccontextmanager
+    async def open(self, name: str, given: ProviderSettings) -> AsyncIterator[Provider]:
+        key = given.keys[0].get_secret_value()
+        if key == "broken":
+            raise ValueError(key)
+        self.fakes[key] = FakeProvider(name)
+        try:
+            yield self.fakes[key]
+        finally:
+            self.closed.append(key)
+            self.is_closed.set()
+
+
+class Observed:
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, UpstreamError | None, float]] = []
+
+    def __call__(self, name: str, error: UpstreamError | None, began_at: float) -> None:
+        self.calls.append((name, error, began_at))
+
+
+@pytest.fixture
+def factory() -> Factory:
+    return Factory()
+
+
+@asynccontextmanager
+async def opened(factory: Factory, clock: ManualClock | None = None, **providers: str) -> AsyncIterator[ProviderPool]:
+    async with ProviderPool(factory.open, clock or ManualClock()).opened(settings(**providers)) as pool:
+        yield pool
+
+
+async def replace(pool: ProviderPool, **providers: str) -> None:
+    given = Settings.model_construct(providers=settings(**providers))
+    (await pool.prepare(given))()
+
+
+async def complete(provider: Provider) -> Any:
+    return await provider.complete(REQUEST, upstream_model="m", deadline=DEADLINE)
+
+
+async def read(provider: Provider) -> None:
+    async with provider.stream(REQUEST, upstream_model="m", deadline=DEADLINE) as chunks:
+        async for _ in chunks:
+            pass
+
+
+async def test_calls_go_to_what_stands_behind_the_name_by_then(factory: Factory) -> None:
+    async with opened(factory, a="one") as pool:
+        provider = pool["a"]
+        await complete(provider)
+        await replace(pool, a="two")
+        await complete(provider)
+        await complete(pool["a"])
+        assert provider.name == "a"
+        assert provider.keys is factory.fakes["two"].keys
+        assert [len(fake.calls) for fake in factory.fakes.values()] == [1, 2]
+
+
+async def test_what_did_not_change_is_not_opened_again(factory: Factory) -> None:
+    async with opened(factory, a="one", b="two") as pool:
+        await replace(pool, a="one", b="three")
+        assert list(factory.fakes) == ["one", "two", "three"]
+        given = settings(a="one", b="three")
+        limited = {name: one.model_copy(update={"limits": "changed"}) for name, one in given.items()}
+        (await pool.prepare(Settings.model_construct(providers=limited)))()
+        assert list(factory.fakes) == ["one", "two", "three"]
+
+
+async def test_a_running_call_keeps_its_provider_open_and_the_last_closes_it(factory: Factory) -> None:
+    async with opened(factory, a="one") as pool:
+        factory.fakes["one"].script = Script(pieces=["x"], stepped=True)
+        plain = asyncio.create_task(complete(pool["a"]))
+        await factory.fakes["one"].call(0)
+        async with pool["a"].stream(REQUEST, upstream_model="m", deadline=DEADLINE) as chunks:
+            await replace(pool, a="two")
+            await complete(pool["a"])
+            factory.fakes["one"].calls[1].step(2)
+            assert [chunk.text async for chunk in chunks] == ["x", ""]
+        assert factory.closed == []
+        factory.fakes["one"].calls[0].step(1)
+        await plain
+        await soon(factory.is_closed)
+        assert factory.closed == ["one"]
+    assert factory.closed == ["one", "two"]
+
+
+async def test_an_idle_one_that_is_replaced_is_closed_at_once(factory: Factory) -> None:
+    async with opened(factory, a="one") as pool:
+        await replace(pool, a="two")
+        await soon(factory.is_closed)
+        assert factory.closed == ["one"]
+
+
+async def test_one_that_is_taken_out_fails_for_who_still_holds_it_and_may_come_back(factory: Factory) -> None:
+    async with opened(factory, a="one", b="two") as pool:
+        held = pool["a"]
+        await replace(pool, b="two")
+        assert list(pool) == ["b"]
+        assert "a" not in pool.unobserved
+        with pytest.raises(UpstreamUnavailable, match="taken out of the configuration"):
+            await complete(held)
+        await replace(pool, a="three", b="two")
+        await complete(held)
+        assert len(factory.fakes["three"].calls) == 1
+
+
+async def test_nothing_changes_where_one_cannot_be_opened(factory: Factory) -> None:
+    async with opened(factory, a="one") as pool:
+        with pytest.raises(ValueError, match="broken"):
+            await replace(pool, a="two", b="broken")
+        assert factory.closed == ["two"]
+        assert list(pool) == ["a"]
+        await complete(pool["a"])
+        assert len(factory.fakes["one"].calls) == 1
+
+
+async def test_the_end_closes_what_was_replaced_too_whatever_runs_on_it(factory: Factory) -> None:
+    async with opened(factory, a="one") as pool:
+        factory.fakes["one"].script = Script(stepped=True)
+        task = asyncio.create_task(complete(pool["a"]))
+        await soon((await factory.fakes["one"].call()).waiting)
+        await replace(pool, a="two")
+    assert sorted(factory.closed) == ["one", "two"]
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+# Who watches
+
+
+async def test_the_end_of_each_call_is_told_with_its_beginning(factory: Factory) -> None:
+    clock = ManualClock()
+    throttled = UpstreamThrottled("slower")
+    async with opened(factory, clock, a="one") as pool:
+        observed = Observed()
+        pool.observe(observed)
+        fake = factory.fakes["one"]
+        await complete(pool["a"])
+        clock.advance(1)
+        fake.script = Script(before=throttled)
+        with pytest.raises(UpstreamThrottled):
+            await complete(pool["a"])
+        fake.script = Script(pieces=["x", throttled])
+        with pytest.raises(UpstreamThrottled):
+            await read(pool["a"])
+        fake.script = Script()
+        await pool["a"].embed(EmbeddingRequest("m", {"input": "x"}), upstream_model="m", deadline=DEADLINE)
+        assert observed.calls == [
+            ("a", None, 1_000.0),
+            ("a", throttled, 1_001.0),
+            ("a", throttled, 1_001.0),
+            ("a", None, 1_001.0),
+        ]
+
+
+async def test_what_says_nothing_of_the_provider_is_not_told(factory: Factory) -> None:
+    async with opened(factory, a="one") as pool:
+        observed = Observed()
+        pool.observe(observed)
+        fake = factory.fakes["one"]
+        fake.script = Script(before=InvalidRequest("cannot"))
+        with pytest.raises(InvalidRequest):
+            await complete(pool["a"])
+        fake.script = Script(stepped=True)
+        task = asyncio.create_task(complete(pool["a"]))
+        await soon((await fake.call(1)).waiting)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        fake.script = Script()
+        await complete(pool.unobserved["a"])
+        assert observed.calls == []
+        assert len(fake.calls) == 3
