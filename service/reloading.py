@@ -40,7 +40,6 @@ class SettingsReload:
         """``running`` are the settings that the parts go by already; with the addresses of what was started."""
         self._source = source
         self._running = running
-        self._loaded: Settings | None = None
         self._parts = parts
         self._metrics = metrics
         self._told: str | None = None

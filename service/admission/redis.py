@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha1
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from service.admission.base import CONCURRENCY_RETRY_MS, balances_of, limit_reac
 from service.config import RedisSettings
 from service.domain.limits import Demand, Quota, Reservation, Scope
 from service.errors import StoreUnavailable
-from service.storage.redis import StoreOutage, open_redis, redis_errors
+from service.storage.redis import open_redis, redis_errors, repeat_with_store
 from service.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -37,8 +38,6 @@ BATCH = 200
 """Requests for which one round trip asks. The server needs about 30 µs for each."""
 BATCH_EVERY_S = 0.005
 """Between the beginnings of two batches of settlements, for which nobody waits."""
-FIRST_BACKOFF_S = 0.05
-MAX_BACKOFF_S = 1.0
 MAX_CONNECTIONS = 2
 PATIENCE_S = 0.5
 """What each command has beyond ``redis.timeout_s``: who waits for its answer looks at the time itself, and a connection
@@ -148,7 +147,14 @@ class RedisLimiter:
             self._lanes = _Lanes(_Lane(reserving, sha, self._script), _Lane(settling, sha, self._script))
             tasks = [
                 asyncio.create_task(self._answer_forever(self._lanes.reserving), name="limits-reserve"),
-                asyncio.create_task(self._settle_forever(self._lanes.settling), name="limits-settle"),
+                asyncio.create_task(
+                    repeat_with_store(
+                        partial(self._settle_and_renew, self._lanes.settling),
+                        "settling limits",
+                        on_defect=lambda _: self._metrics.unhandled_errors.labels("limiter").inc(),
+                    ),
+                    name="limits-settle",
+                ),
             ]
             try:
                 yield self
@@ -279,31 +285,16 @@ class RedisLimiter:
         self._unsettled.append(call)
         self._has_unsettled.set()
 
-    async def _settle_forever(self, lane: _Lane) -> None:
+    async def _settle_and_renew(self, lane: _Lane) -> float:
+        """Wait until there is something to settle, or leases to renew, and do it; return the pause after it."""
         loop = asyncio.get_running_loop()
-        outage = StoreOutage("settling limits")
-        backoff_s = FIRST_BACKOFF_S
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(self._renewed_at + self._lease_s / RENEWALS_PER_LEASE):
-                    await self._has_unsettled.wait()
-            began = loop.time()
-            try:
-                with redis_errors():
-                    await self._settle_next(lane)
-                    await self._renew(lane, began)
-            except StoreUnavailable as error:
-                outage.lasts(error)
-                pause_s, backoff_s = backoff_s, min(2 * backoff_s, MAX_BACKOFF_S)
-            except Exception:  # the outer edge of the task, as above
-                logger.exception("settling limits: defect")
-                self._metrics.unhandled_errors.labels("limiter").inc()
-                pause_s = MAX_BACKOFF_S
-            else:
-                outage.over()
-                backoff_s = FIRST_BACKOFF_S
-                pause_s = max(0.0, began + BATCH_EVERY_S - loop.time())
-            await asyncio.sleep(pause_s)
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(self._renewed_at + self._lease_s / RENEWALS_PER_LEASE):
+                await self._has_unsettled.wait()
+        began = loop.time()
+        await self._settle_next(lane)
+        await self._renew(lane, began)
+        return max(0.0, began + BATCH_EVERY_S - loop.time())
 
     async def _settle_next(self, lane: _Lane) -> None:
         """Settle what has waited longest. A batch whose answer was lost is sent again, which changes nothing."""

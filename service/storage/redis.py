@@ -3,9 +3,9 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.client import Pipeline
@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 64
 """For each process; commands are short, so a few serve thousands of requests a second."""
+FIRST_BACKOFF_S = 0.05
+MAX_BACKOFF_S = 1.0
+"""Seconds between two steps in the background while the store is away: they double from the one to the other."""
 CONNECT_FACTOR = 5
 """A new connection may take so many times ``redis.timeout_s``: TCP, TLS and a greeting are several round trips."""
 
@@ -96,6 +99,40 @@ class StoreOutage:
         if self._since is not None:
             logger.info("%s: the shared store is back", self._what, extra={"away_s": time.monotonic() - self._since})
             self._since = None
+
+
+async def repeat_with_store(
+    step: Callable[[], Awaitable[float]],
+    what: str,
+    *,
+    on_defect: Callable[[Exception], object],
+    on_away: Callable[[StoreUnavailable, float], object] | None = None,
+) -> NoReturn:
+    """Repeat, until cancelled, what works with the store in the background; a step returns its pause, in seconds.
+
+    While the store is away the pauses grow, ``on_away`` is called with each failure and for how many seconds there have
+    been nothing else, and the log is told once of the beginning and once of the end. A defect is logged, told to
+    ``on_defect``, and does not stop the steps that come.
+    """
+    outage = StoreOutage(what)
+    backoff_s = FIRST_BACKOFF_S
+    while True:
+        try:
+            with redis_errors():
+                pause_s = await step()
+        except StoreUnavailable as error:
+            away_s = outage.lasts(error)
+            if on_away is not None:
+                on_away(error, away_s)
+            pause_s, backoff_s = backoff_s, min(2 * backoff_s, MAX_BACKOFF_S)
+        except Exception as defect:  # the outer edge of a task: one defect must not stop all that comes
+            logger.exception("%s: defect", what)
+            on_defect(defect)
+            pause_s = MAX_BACKOFF_S
+        else:
+            outage.over()
+            backoff_s = FIRST_BACKOFF_S
+        await asyncio.sleep(pause_s)
 
 
 class _Pool(BlockingConnectionPool):

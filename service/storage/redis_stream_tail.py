@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from service.config import StreamSettings
 from service.domain.stream import StreamEvent, events_after
 from service.errors import ServiceError, StoreUnavailable, StreamNotFound
-from service.storage.redis import StoreOutage, redis_errors
+from service.storage.redis import repeat_with_store
 from service.storage.redis_stream_entries import (
     StreamEnd,
     StreamKeys,
@@ -45,8 +45,6 @@ ABSENT_S = 1.0
 come back within two ticks and a back-off."""
 AWAY_MAX_S = 10.0
 """Followers wait for a store that is away for so long."""
-FIRST_BACKOFF_S = 0.05
-MAX_BACKOFF_S = 1.0
 
 
 class Follower:
@@ -152,7 +150,10 @@ class StreamTail:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Read in the background. On leaving, followers that are left get ``StoreUnavailable``."""
-        task = asyncio.create_task(self._read_forever(), name="stream-tail")
+        reading = repeat_with_store(
+            self._read_once, "following resumable streams", on_defect=self._defect, on_away=self._away
+        )
+        task = asyncio.create_task(reading, name="stream-tail")
         try:
             yield
         finally:
@@ -183,28 +184,16 @@ class StreamTail:
         """Look again at who can be read for."""
         self._changed.set()
 
-    async def _read_forever(self) -> None:
-        outage = StoreOutage("following resumable streams")
-        backoff_s = FIRST_BACKOFF_S
-        while True:
-            try:
-                with redis_errors():
-                    pause_s = await self._read_once()
-            except StoreUnavailable as error:
-                # Nobody could renew a lease in this time.
-                self._absent_since.clear()
-                if outage.lasts(error) > AWAY_MAX_S:
-                    self._fail(self._streams.values(), error)
-                pause_s, backoff_s = backoff_s, min(2 * backoff_s, MAX_BACKOFF_S)
-            except Exception as defect:  # the outer edge of the task: readers must be told, and later ones served
-                logger.exception("following resumable streams: defect")
-                self._metrics.unhandled_errors.labels("stream_log").inc()
-                self._fail(self._streams.values(), StoreUnavailable(f"reading failed ({type(defect).__name__})"))
-                pause_s = MAX_BACKOFF_S
-            else:
-                outage.over()
-                backoff_s = FIRST_BACKOFF_S
-            await asyncio.sleep(pause_s)
+    def _away(self, error: StoreUnavailable, away_s: float) -> None:
+        # Nobody could renew a lease in this time.
+        self._absent_since.clear()
+        if away_s > AWAY_MAX_S:
+            self._fail(self._streams.values(), error)
+
+    def _defect(self, defect: Exception) -> None:
+        """Tell the readers; later ones are served."""
+        self._metrics.unhandled_errors.labels("stream_log").inc()
+        self._fail(self._streams.values(), StoreUnavailable(f"reading failed ({type(defect).__name__})"))
 
     async def _read_once(self) -> float:
         """Read what is new, and look after owners; return how long to wait until the next time."""

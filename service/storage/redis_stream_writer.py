@@ -3,11 +3,10 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
@@ -15,7 +14,7 @@ from redis.exceptions import ResponseError
 from service.config import StreamSettings
 from service.domain.stream import FOREIGN_END, StreamEvent, StreamRecord
 from service.errors import StoreUnavailable
-from service.storage.redis import StoreOutage, redis_errors
+from service.storage.redis import redis_errors, repeat_with_store
 from service.storage.redis_stream_entries import (
     StreamKeys,
     ended_key,
@@ -36,8 +35,6 @@ BATCH_EVENTS = 500
 BATCH_BYTES = 1 << 20
 BATCH_EVERY_S = 0.005
 """Seconds between the beginnings of two batches: many streams share one, and a lone event waits for nothing."""
-FIRST_BACKOFF_S = 0.05
-MAX_BACKOFF_S = 1.0
 ROOM_BYTES = 512 << 10
 """What may be on its way, for each stream, before its owner waits."""
 STREAM_PENDING_BYTES = 4 << 20
@@ -127,8 +124,8 @@ class StreamWriter:
     async def running(self) -> AsyncIterator[None]:
         """Write in the background. On leaving, write what is left, for a bounded time, and give the lease back."""
         self._tasks = [
-            asyncio.create_task(self._forever(self._write_next, "writing resumable streams"), name="stream-writer"),
-            asyncio.create_task(self._forever(self._tick, "owning resumable streams"), name="stream-lease"),
+            self._in_background(self._write_next, "writing resumable streams", name="stream-writer"),
+            self._in_background(self._tick, "owning resumable streams", name="stream-lease"),
         ]
         try:
             yield
@@ -187,26 +184,14 @@ class StreamWriter:
         except TimeoutError:
             raise StoreUnavailable(f"events of streams could not be kept within {FLUSH_S:g} s") from None
 
-    async def _forever(self, step: Callable[[], Coroutine[Any, Any, float]], what: str) -> None:
-        """Repeat a step, which says how long to wait until the next."""
-        outage = StoreOutage(what)
-        backoff_s = FIRST_BACKOFF_S
-        while True:
-            try:
-                with redis_errors():
-                    pause_s = await step()
-            except StoreUnavailable as error:
-                outage.lasts(error)
-                self._drop_too_old()
-                pause_s, backoff_s = backoff_s, min(2 * backoff_s, MAX_BACKOFF_S)
-            except Exception:  # the outer edge of the task: a defect with one stream must not stop all others
-                logger.exception("%s: defect", what)
-                self._metrics.unhandled_errors.labels("stream_log").inc()
-                pause_s = MAX_BACKOFF_S
-            else:
-                outage.over()
-                backoff_s = FIRST_BACKOFF_S
-            await asyncio.sleep(pause_s)
+    def _in_background(self, step: Callable[[], Awaitable[float]], what: str, *, name: str) -> "asyncio.Task[None]":
+        work = repeat_with_store(
+            step,
+            what,
+            on_defect=lambda _: self._metrics.unhandled_errors.labels("stream_log").inc(),
+            on_away=lambda _, __: self._drop_too_old(),
+        )
+        return asyncio.create_task(work, name=name)
 
     # Events
 
