@@ -14,6 +14,10 @@ millisecond. Redis computes in doubles, which are exact up to 2⁵³: enough for
 most that the settings take."""
 CONCURRENCY_RETRY_MS = 1_000
 """When a running request ends nobody knows."""
+PROMISED_MAX_S = 3_600.0
+"""How far ahead room is booked for requests that were refused."""
+PROMISE_KEPT_S = 60.0
+"""How late a request may come for what was booked for it."""
 
 
 class LimitReached(RateLimited):
@@ -39,8 +43,11 @@ class DemandTooLarge(BeyondLimit):
 class Limiter(Protocol):
     """Keeps limits. A request passes all of its scopes or none."""
 
-    async def reserve(self, scopes: Sequence[Scope], demand: Demand) -> Reservation:
+    async def reserve(self, scopes: Sequence[Scope], demand: Demand, *, keep: float = 0.0) -> Reservation:
         """Take one request, a place and the demand from each scope that limits them, in one atomic step.
+
+        ``keep`` is the part of each capacity, rounded down, that must be left after it; less where the demand could
+        never pass otherwise.
 
         Raises ``LimitReached`` when any has too little; then nothing was taken, and ``retry_after_s`` is the first
         instant at which the same demand passes, as far as that can be known. Raises ``BeyondLimit`` for what could
@@ -52,6 +59,26 @@ class Limiter(Protocol):
         """Give the place back, and correct what was reserved to what was used; the request stays counted.
 
         Does not wait. Settling a reservation again does nothing.
+        """
+        ...
+
+    def give_back(self, reservation: Reservation) -> None:
+        """Undo a reservation that was not used: the request is not counted either. Else as :meth:`settle`."""
+        ...
+
+    async def promise(self, pace: str, ticket: str, *, work_s: float, at_least_s: float) -> float:
+        """Book room for a request that is refused now, and return the seconds until there is.
+
+        Bookings of one ``pace`` follow each other: each takes ``work_s``, and none begins before ``at_least_s`` from
+        now. ``ticket`` is what the request is known by when it comes again; the same may be booked several times. More
+        than ``PROMISED_MAX_S`` ahead nothing is booked, and that is returned. Raises ``StoreUnavailable``.
+        """
+        ...
+
+    async def redeem(self, pace: str, ticket: str) -> bool:
+        """Use up a booking whose time has come, if the ticket has one; it is good for ``PROMISE_KEPT_S`` after that.
+
+        Raises ``StoreUnavailable``.
         """
         ...
 

@@ -71,6 +71,7 @@ class KeyRing:
                 name=name,
                 models=key.models,
                 priority=key.priority,
+                weight=key.weight,
                 limits=_limits(key.limits).over(nameless.limits),
             )
             for name, key in settings.keys.items()

@@ -129,8 +129,8 @@ class RedisSettings(Section):
         return None if url is None else SecretStr(checked_store_address(url.get_secret_value()))
 
 
-class LimitSettings(Section):
-    """Rates and quotas; what is left out is unlimited."""
+class RateSettings(Section):
+    """Rates, and how much at once; what is left out is unlimited."""
 
     requests_per_minute: LimitCount | None = None
     """Requests that may start in a minute, on the average."""
@@ -142,6 +142,11 @@ class LimitSettings(Section):
     """Tokens at once after a pause; the same as a minute's worth when left out."""
     concurrency: LimitCount | None = None
     """Requests that may run at the same time."""
+
+
+class LimitSettings(RateSettings):
+    """Rates and quotas; what is left out is unlimited."""
+
     usd_per_day: Decimal | None = Field(None, gt=0, le=1_000_000)
     """US dollars in a day (UTC); takes a price for each model."""
 
@@ -229,8 +234,9 @@ class ProviderSettings(Section):
     """Files with one key each; read again when they change."""
     timeouts_s: TimeoutSettings = TimeoutSettings()
     """How long to wait for it, in seconds."""
-    limits: LimitSettings = LimitSettings()
-    """The fleet's, not the process's."""
+    limits: RateSettings = RateSettings()
+    """What all processes together may ask of it: the vendor's own limits. Requests beyond wait in a queue. A burst that
+    is left out is 95 % of a minute's worth, so that calls that bunch up on their way do not exceed the vendor's."""
     retries: RetrySettings = RetrySettings()
     """How often it is asked again."""
     breaker: BreakerSettings = BreakerSettings()
@@ -321,6 +327,9 @@ class KeySettings(Section):
     ] = ("*",)
     """Models, or patterns of them, that it may use."""
     priority: Literal["interactive", "batch"] = "interactive"
+    """Where requests wait for a provider, ``batch`` goes after all that is ``interactive``."""
+    weight: float = Field(1.0, gt=0, le=1_000)
+    """Its share, against others' of the same priority, where requests wait for a provider."""
     """``batch`` waits behind ``interactive`` where there is a queue."""
     limits: LimitSettings = LimitSettings()
     """This key's own; what is left out is taken from ``auth.default_limits``."""
@@ -358,9 +367,12 @@ class AdmissionSettings(Section):
     shadow: bool = False
     """Count and log what would be refused, and refuse nothing."""
     queue_max: Count = 1_000
-    """Requests that may wait; one more is refused with 503."""
+    """Requests of a process that may wait for one provider. One more takes the place of the last of whoever has the
+    most there, or is refused with 503."""
     queue_wait_s: Seconds = 10.0
-    """How long a request may wait."""
+    """How long a request may wait for its turn. One that would wait longer is refused at once, with 503."""
+    adaptive_concurrency: bool = True
+    """Whether to ask less of a provider at a time while it shows that it has too much to do."""
     replicas: Count = 1
     """Processes that share the store: while it is away, each keeps limits at this part of them. Pods times workers;
     too small, the limits are as many times too wide during an outage."""

@@ -5,7 +5,7 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Literal, Self
 
-ScopeKind = Literal["key", "user", "model"]
+ScopeKind = Literal["key", "user", "model", "provider"]
 Resource = Literal["requests", "tokens", "concurrency", "usd"]
 
 NANO = 1_000_000_000
@@ -39,7 +39,7 @@ class Scope:
 
     kind: ScopeKind
     name: str
-    """The key's name, ``KEY/USER``, or the configured model or pattern."""
+    """The key's name, ``KEY/USER``, the configured model or pattern, or the provider."""
     limits: Limits
 
 

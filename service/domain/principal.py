@@ -5,6 +5,9 @@ from typing import Literal
 
 from service.domain.limits import UNLIMITED, Limits, Standing
 
+Priority = Literal["interactive", "batch"]
+"""Where requests wait, all that is interactive goes before all that is batch."""
+
 
 @dataclass(frozen=True, slots=True)
 class Principal:
@@ -14,7 +17,9 @@ class Principal:
     """The name of the API key, or ``anonymous``."""
     models: tuple[str, ...] = ("*",)
     """Public model names or patterns (``team-a/*``) that this principal may use."""
-    priority: Literal["interactive", "batch"] = "interactive"
+    priority: Priority = "interactive"
+    weight: float = 1.0
+    """Its share of what a provider can do, against others' of its priority."""
     limits: Limits = UNLIMITED
     """What all of its requests together may take."""
     user_limits: Limits = UNLIMITED
@@ -33,5 +38,14 @@ class RequestContext:
     principal: Principal = field(default=ANONYMOUS)
     received_at: float = 0.0
     """Monotonic seconds at which the request was fully received."""
+    deadline_at: float | None = None
+    """Monotonic seconds after which the answer is of no use to the caller, if it said so."""
+    background: bool = False
+    """Whether nobody waits for the answer: then it goes after all that is interactive."""
     standing: Standing = field(default_factory=Standing, compare=False)
     """What admission found; the one thing in here that changes."""
+
+    @property
+    def priority(self) -> Priority:
+        """The class in which the request waits for a provider."""
+        return "batch" if self.background else self.principal.priority
