@@ -28,7 +28,7 @@
         ├── UpstreamThrottled     503   the upstream's 429: never shown as the caller's 429
         ├── UpstreamOverloaded    503   the upstream's 529: too much for it, whoever asks
         ├── UpstreamUnavailable   502   connection failure or 5xx
-        ├── UpstreamInvalid       502   an answer that breaks the schema, or a stream that ends without its end
+        ├── UpstreamInvalid       502   an answer that breaks the schema, or breaks off
         ├── UpstreamMisconfigured 502   our key, quota or address is refused: page someone
         └── UpstreamTimeout       504   a deadline passed while waiting for the upstream
 
@@ -304,7 +304,7 @@ class UpstreamOverloaded(UpstreamError):  # noqa: N818
 
 
 class UpstreamUnavailable(UpstreamError):  # noqa: N818
-    """No connection, a reset, or a 5xx."""
+    """No connection, a reset before the head of an answer, or a 5xx."""
 
     code = "upstream_unavailable"
     retryable = True
@@ -312,7 +312,7 @@ class UpstreamUnavailable(UpstreamError):  # noqa: N818
 
 
 class UpstreamInvalid(UpstreamError):  # noqa: N818
-    """An answer that breaks the provider's own schema, or a stream that ended without its end."""
+    """An answer that breaks the provider's own schema, or breaks off: the provider may have to be paid for it."""
 
     code = "upstream_invalid_response"
     retryable = True

@@ -7,14 +7,20 @@ from contextlib import asynccontextmanager
 from typing import Protocol
 
 from service.config import ConfigError, Settings
-from service.config.reload import SettingsSource, changes, with_addresses
+from service.config.reload import (
+    SettingsSource,
+    changes,
+    refuse_another_profile,
+    with_addresses,
+    with_reloaded,
+)
 from service.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-CHECK_INTERVAL_S = 1.0
-"""Seconds between two looks at the file; a client key that was taken out of it works at most so long, and the time that
-it takes to read the file."""
+CHECK_INTERVAL_S = 0.5
+"""Seconds between two looks at the file, of which two have to find it unchanged where it was written to just before: a
+client key that was taken out works at most twice so long, and the time that it takes to read the file."""
 RETRY_INTERVAL_S = 5.0
 """Seconds after which a file that could not be used is read again: what was wrong may be a file that it names."""
 
@@ -61,12 +67,20 @@ class SettingsReload:
             await asyncio.gather(task, return_exceptions=True)
 
     async def check(self, *, again: bool = False) -> None:
-        """Take the file over if it has changed, or if it is to be tried ``again``."""
-        if not again and not self._source.has_changed():
+        """Take the file over if it has changed and is whole, or if it is to be tried ``again`` as it was."""
+        if not self._source.has_changed() and not (again and self._source.is_as_loaded()):
             return
         try:
             # A file of hundreds of models takes longer than other requests should wait.
             loaded = await asyncio.to_thread(self._source.load)
+        except (ConfigError, OSError, ValueError) as error:
+            # What is written while it is read is a change for the next look.
+            if self._source.is_as_loaded():
+                self._reject(error)
+            return
+        if not self._source.is_as_loaded():
+            return
+        try:
             await self._take_over(loaded)
         except (ConfigError, OSError, ValueError) as error:
             self._reject(error)
@@ -75,6 +89,7 @@ class SettingsReload:
             self._metrics.config_reload_ok.set(1)
 
     async def _take_over(self, loaded: Settings) -> None:
+        refuse_another_profile(loaded, self._running)
         settings = with_addresses(loaded, self._running)
         reloaded, kept = changes(self._running, settings)
         # No secret is in them: only names.
@@ -87,18 +102,7 @@ class SettingsReload:
         # No await from here on: no request sees one part's new settings and another's old ones.
         for commit in commits:
             commit()
-        self._running = self._running.model_copy(
-            update={
-                "models": settings.models,
-                "providers": settings.providers,
-                "auth": self._running.auth.model_copy(
-                    update={
-                        name: getattr(settings.auth, name)
-                        for name in ("keys", "keys_file", "default_limits", "user_limits")
-                    }
-                ),
-            }
-        )
+        self._running = with_reloaded(self._running, settings)
         logger.info("the configuration has changed and is taken over: %s", ", ".join(reloaded))
 
     def _reject(self, error: Exception) -> None:

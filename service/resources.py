@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from service.auth.base import Authenticator, TicketStore
 from service.config import Settings
 from service.domain.clock import Clock
+from service.engine.admission import Admission
 from service.engine.drain import Drain
 from service.engine.generation import GenerationService
 from service.engine.jobs import JobService
@@ -21,6 +22,7 @@ class Resources:
     clock: Clock
     metrics: Metrics
     authenticator: Authenticator
+    admission: Admission
     drain: Drain
     tickets: TicketStore
     generation: GenerationService

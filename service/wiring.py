@@ -3,6 +3,7 @@
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from pydantic import SecretStr
@@ -89,7 +90,8 @@ async def open_resources(settings: Settings, *, source: SettingsSource | None = 
         def opener(name: str, provider: ProviderSettings) -> AbstractAsyncContextManager[Provider]:
             return open_provider(name, provider, clock=clock, metrics=metrics)
 
-        providers = await stack.enter_async_context(ProviderPool(opener, clock).opened(settings.providers))
+        pool = ProviderPool(opener, clock, on_gone=metrics.forget_provider)
+        providers = await stack.enter_async_context(pool.opened(settings.providers))
         tickets: TicketStore
         stream_log: StreamLog
         limiter: Limiter
@@ -155,16 +157,18 @@ async def assemble(
         providers=providers,
         settings=settings.providers,
         resilience=settings.resilience,
+        admission=settings.admission,
+        limiter=limiter,
         metrics=metrics,
         clock=clock,
     )
     drain = Drain(settings.drain)
+    admission = Admission(limiter=limiter, shadow=settings.admission.shadow, metrics=metrics)
     generation = GenerationService(
         catalogue=catalogue,
         attempts=attempts,
-        admission=Admission(limiter=limiter, shadow=settings.admission.shadow, metrics=metrics),
+        admission=admission,
         metrics=metrics,
-        clock=clock,
     )
     queue = MemoryJobQueue(
         JobRunner(generation=generation),
@@ -178,7 +182,7 @@ async def assemble(
     readiness = ReadinessCheck(
         routes=catalogue.chat_routes,
         keys=KeyFingerprints(settings.providers),
-        prober=Prober(providers=providers.unobserved, metrics=metrics, clock=clock),
+        prober=Prober(providers=providers.unobserved, metrics=metrics, clock=clock, price_at=catalogue.price_at),
         board=board,
         settings=settings.readiness,
         drain=drain,
@@ -189,10 +193,20 @@ async def assemble(
     streams = ResumableStreams(log=stream_log, settings=settings.streams, drain=drain, metrics=metrics)
     await stack.enter_async_context(streams.running())
     await stack.enter_async_context(queue.opened())
-    authenticator = KeyAuthenticator(settings.auth, clock)
+    authenticator = KeyAuthenticator(
+        settings.auth, clock, on_file=partial(metrics.note_key_file, "client_keys", "auth.keys_file")
+    )
     if source is not None:
         # What goes by what else stands in this order; what opens something has to be the last.
-        parts: tuple[Reloadable, ...] = (authenticator, catalogue, attempts, readiness, providers)
+        parts: tuple[Reloadable, ...] = (
+            authenticator,
+            catalogue,
+            attempts,
+            admission,
+            *((limiter,) if isinstance(limiter, FallbackLimiter) else ()),
+            readiness,
+            providers,
+        )
         reload = SettingsReload(source=source, running=settings, parts=parts, metrics=metrics)
         await stack.enter_async_context(reload.running())
     await stack.enter_async_context(readiness.running())
@@ -201,6 +215,7 @@ async def assemble(
         clock=clock,
         metrics=metrics,
         authenticator=authenticator,
+        admission=admission,
         drain=drain,
         tickets=tickets,
         generation=generation,

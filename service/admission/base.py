@@ -1,9 +1,9 @@
 """What the engine asks of a limiter, and the arithmetic and words that all limiters share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from service.domain.limits import NANO, Balance, Demand, Quota, Reservation, Scope, quotas_of
+from service.domain.limits import NANO, Balance, Demand, Quota, Reservation, Resource, Scope, quotas_of
 from service.errors import BeyondLimit, RateLimited
 
 MINUTE_MS = 60_000
@@ -12,12 +12,17 @@ LEVEL_UNIT = MINUTE_MS
 """Buckets count in 60,000ths of a request or token, so that a rate of n a minute adds exactly n of them in each
 millisecond. Redis computes in doubles, which are exact up to 2⁵³: enough for a burst of 10¹¹ tokens, which is the
 most that the settings take."""
+MOST_USED: Mapping[Resource, int] = {"requests": 0, "tokens": 100_000_000, "concurrency": 0, "usd": 100_000 * NANO}
+"""How much more than reserved one request is taken to have used at most: of tokens, ten times the longest context that
+there is; 100,000 dollars."""
 CONCURRENCY_RETRY_MS = 1_000
 """When a running request ends nobody knows."""
 PROMISED_MAX_S = 3_600.0
 """How far ahead room is booked for requests that were refused."""
 PROMISE_KEPT_S = 60.0
 """How late a request may come for what was booked for it."""
+BOOKING_UNIT = 1_000_000
+"""Bookings are counted in microseconds, so that many that take less than a millisecond still add up."""
 
 
 class LimitReached(RateLimited):
@@ -70,8 +75,9 @@ class Limiter(Protocol):
         """Book room for a request that is refused now, and return the seconds until there is.
 
         Bookings of one ``pace`` follow each other: each takes ``work_s``, and none begins before ``at_least_s`` from
-        now. ``ticket`` is what the request is known by when it comes again; the same may be booked several times. More
-        than ``PROMISED_MAX_S`` ahead nothing is booked, and that is returned. Raises ``StoreUnavailable``.
+        now. ``ticket`` is what the request is known by when it comes again; the same may be booked several times. Where
+        room is more than ``PROMISED_MAX_S`` ahead nothing is booked, and ``PROMISED_MAX_S`` is returned. Raises
+        ``StoreUnavailable``.
         """
         ...
 
@@ -90,6 +96,27 @@ def quotas_for(scopes: Sequence[Scope], demand: Demand) -> tuple[Quota, ...]:
         if demand.of(quota) > quota.capacity:
             raise _beyond(quota, demand)
     return quotas
+
+
+def needed_of(quota: Quota, demand: Demand, *, keep: float) -> int:
+    """Return how much must be there for the demand to pass, what it has to leave included; money is left to nobody."""
+    amount = demand.of(quota)
+    return amount if quota.resource == "usd" else min(quota.capacity, amount + int(quota.capacity * keep))
+
+
+def corrections(reservation: Reservation, actual: Demand) -> list[int]:
+    """Return how much of each quota comes back; what is negative was used beyond what was reserved.
+
+    Bounded, since figures come from providers: a senseless one must stay within what limiters can count.
+    """
+    return [
+        max(reservation.demand.of(quota) - actual.of(quota), -MOST_USED[quota.resource]) for quota in reservation.quotas
+    ]
+
+
+def booking_time(seconds: float) -> int:
+    """Return a time as bookings count it; one that no promise reaches is as good as any longer one."""
+    return round(min(seconds, 2 * PROMISED_MAX_S) * BOOKING_UNIT)
 
 
 def level_of(capacity: int, per_minute: int, *, kept: int, gone_ms: int) -> int:

@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Literal, Protocol
+from functools import partial
+from typing import Literal, Protocol, TypeVar
 
-from service.admission.base import Limiter
+from service.admission.base import Limiter, LimitReached, quotas_for
 from service.admission.memory import MemoryLimiter
+from service.config import Settings
 from service.domain.clock import Clock
 from service.domain.limits import Demand, Limits, Reservation, Scope, quotas_of
 from service.errors import StoreUnavailable
@@ -20,6 +22,8 @@ FAILURES_TO_OPEN = 3
 PROBE_EVERY_S = 1.0
 RETRY_AFTER_S = 1.0
 
+_Answer = TypeVar("_Answer")
+
 
 class SharedLimiter(Limiter, Protocol):
     """A limiter that can be away."""
@@ -29,7 +33,7 @@ class SharedLimiter(Limiter, Protocol):
         ...
 
     async def ping(self) -> None:
-        """Raise ``StoreUnavailable`` where it is away."""
+        """Raise ``StoreUnavailable`` where it is away, or could not take a reservation."""
         ...
 
 
@@ -40,7 +44,7 @@ class FallbackLimiter:
     request that began after the one before: then we ask the store ourselves once a second, until it answers. Meanwhile
     rates, tokens and places are kept in memory, at the limit divided by ``replicas``; whoever has a money budget is
     refused with ``StoreUnavailable``, unless ``money`` is ``open``, since a budget that several processes keep apart is
-    none.
+    none. Bookings are made in memory too, for ``replicas`` times their work, and are good there when the store is back.
     """
 
     def __init__(
@@ -71,23 +75,32 @@ class FallbackLimiter:
                 probing.cancel()
                 await asyncio.gather(probing, return_exceptions=True)
 
+    async def prepare(self, settings: Settings) -> Callable[[], None]:
+        """See ``Reloadable`` in ``service.reloading``. What was reserved here by other parts stays taken."""
+
+        def commit() -> None:
+            self._replicas = settings.admission.replicas
+            self._money = settings.admission.money_without_store
+
+        return commit
+
     @property
     def store_is_away(self) -> bool:
         """Whether nobody asks the store at present."""
         return self._is_away.is_set()
 
-    async def reserve(self, scopes: Sequence[Scope], demand: Demand) -> Reservation:
+    async def reserve(self, scopes: Sequence[Scope], demand: Demand, *, keep: float = 0.0) -> Reservation:
         """See :class:`service.admission.base.Limiter`."""
-        if not self._is_away.is_set():
-            before = self._failures
-            try:
-                reservation = await self._store.reserve(scopes, demand)
-            except StoreUnavailable as error:
-                self._failed(error, before)
-            else:
-                self._failures = 0
-                return reservation
-        return await self._reserve_here(scopes, demand)
+        try:
+            reservation = await self._from_store(partial(self._store.reserve, scopes, demand, keep=keep))
+        except LimitReached:
+            self._failures = 0
+            raise
+        if reservation is None:
+            return await self._reserve_here(scopes, demand, keep)
+        # Nothing else is proof enough: a store that is full can be read from.
+        self._failures = 0
+        return reservation
 
     def settle(self, reservation: Reservation, actual: Demand) -> None:
         """See :class:`service.admission.base.Limiter`."""
@@ -96,9 +109,49 @@ class FallbackLimiter:
         else:
             self._store.settle(reservation, actual)
 
-    async def _reserve_here(self, scopes: Sequence[Scope], demand: Demand) -> Reservation:
+    def give_back(self, reservation: Reservation) -> None:
+        """See :class:`service.admission.base.Limiter`."""
+        if reservation.local:
+            self._memory.give_back(reservation)
+        else:
+            self._store.give_back(reservation)
+
+    async def promise(self, pace: str, ticket: str, *, work_s: float, at_least_s: float) -> float:
+        """See :class:`service.admission.base.Limiter`; raises nothing."""
+        room_s = await self._from_store(
+            partial(self._store.promise, pace, ticket, work_s=work_s, at_least_s=at_least_s)
+        )
+        if room_s is not None:
+            return room_s
+        # Each process books its part of the room, so in it the same work takes longer.
+        return await self._memory.promise(pace, ticket, work_s=work_s * self._replicas, at_least_s=at_least_s)
+
+    async def redeem(self, pace: str, ticket: str) -> bool:
+        """See :class:`service.admission.base.Limiter`; raises nothing."""
+        if await self._from_store(partial(self._store.redeem, pace, ticket)):
+            return True
+        # What was promised here while the store was away holds when it is back.
+        return await self._memory.redeem(pace, ticket)
+
+    async def _from_store(self, ask: Callable[[], Awaitable[_Answer]]) -> _Answer | None:
+        """Return what the store answers; None where it is away, or does not answer."""
+        if self._is_away.is_set():
+            return None
+        before = self._failures
+        try:
+            return await ask()
+        except StoreUnavailable as error:
+            self._failed(error, before)
+            return None
+
+    async def _reserve_here(self, scopes: Sequence[Scope], demand: Demand, keep: float) -> Reservation:
         self._metrics.limits_without_store.inc()
-        if self._money == "closed" and any(scope.limits.usd_per_day is not None for scope in scopes):
+        quotas_for(scopes, demand)  # what could never pass is told so, whether or not the store is there
+        if (
+            self._money == "closed"
+            and demand.nano_usd
+            and any(scope.limits.usd_per_day is not None for scope in scopes)
+        ):
             raise StoreUnavailable(
                 "the shared store is away, and without it no budget can be kept: ask again soon",
                 retry_after_s=RETRY_AFTER_S,
@@ -106,7 +159,7 @@ class FallbackLimiter:
         parts = [Scope(scope.kind, scope.name, self._part_of(scope.limits)) for scope in scopes]
         # What fits the limit may not fit its part: it waits for all of the part then.
         capacities = [quota.capacity for part in parts for quota in quotas_of(part) if quota.resource == "tokens"]
-        return await self._memory.reserve(parts, Demand(tokens=min([demand.tokens, *capacities])))
+        return await self._memory.reserve(parts, Demand(tokens=min([demand.tokens, *capacities])), keep=keep)
 
     def _part_of(self, limits: Limits) -> Limits:
         return Limits(
@@ -122,8 +175,9 @@ class FallbackLimiter:
 
     def _failed(self, error: StoreUnavailable, before: int) -> None:
         self._metrics.limiter_store_failures.inc()
-        # Of those that waited at the same time one counts: a single stall must not look like an outage.
-        self._failures = max(self._failures, before + 1)
+        # Of those that waited at the same time one counts: a single stall must not look like an outage. Nor does one
+        # that began before others succeeded.
+        self._failures = max(self._failures, min(before, self._failures) + 1)
         if self._failures >= FAILURES_TO_OPEN and not self._is_away.is_set():
             self._is_away.set()
             self._metrics.limits_local.set(1)
@@ -137,7 +191,11 @@ class FallbackLimiter:
                 await self._store.ping()
             except StoreUnavailable:
                 continue
-            self._failures = 0
+            except Exception:  # the outer edge of the task: a defect here must not keep the store away for good
+                logger.exception("looking for the store: defect")
+                self._metrics.unhandled_errors.labels("limiter").inc()
+                continue
+            # The count of failures stays until a reservation succeeds: one more, and nobody waits again.
             self._is_away.clear()
             self._metrics.limits_local.set(0)
             logger.info("limits are kept by the store again")

@@ -1,15 +1,20 @@
 -- Limits of a fleet: buckets, places and budgets, changed together or not at all, on the server's own clock.
 --
--- Each quota is one key and four arguments: its kind (b bucket, c places, m money), its capacity, what comes back in a
--- minute, and an amount. Buckets count in 60,000ths, so that a rate of n a minute adds exactly n in each millisecond.
+-- Each quota is one key and five arguments: its kind (b bucket, c places, m money), its capacity, what comes back in a
+-- minute, an amount, and what must be there for it. Buckets count in 60,000ths, so that a rate of n a minute adds exactly
+-- n in each millisecond. Bookings count in microseconds.
 -- All numbers are whole and below 2^53, up to which doubles are exact; written as %.0f, since Lua's own form is not.
 --
---   reserve ID LEASE_MS KEPT_MS quota...     KEYS: record, quota...   the amount is taken
+--   reserve ID LEASE_MS KEPT_MS quota...     KEYS: record, quota...   the amount is taken, if what it needs is there
 --     -> { 1 taken, 0 refused, -1 given up before; now in ms; left and wait in ms for each quota }
 --   settle ID TOMBSTONE_MS - quota...        KEYS: record, quota...   the amount is given back, where negative taken
 --     -> 1 where it was open; 0 where not. With a TOMBSTONE_MS a reservation that comes later takes nothing.
 --   renew LEASE_MS (COUNT ID...)...          KEYS: places...          these still run
 --     -> 1
+--   promise WORK AT_LEAST MAX KEPT           KEYS: pace, booked       room is booked behind all other bookings
+--     -> the time until there is room; MAX where that is longer, and then nothing is booked
+--   redeem KEPT                              KEYS: booked             the first booking is used up, if its time has come
+--     -> 1 where there was one; 0 where not. What nobody came for until KEPT later is forgotten.
 local MINUTE = 60000
 local DAY = 86400000
 local MARGIN = 1000
@@ -17,10 +22,17 @@ local GIVEN_UP = 'given up'
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now_us = time[1] * 1000000 + time[2]
 local today = math.floor(now / DAY)
 
 local function whole(number)
   return string.format('%.0f', number)
+end
+
+local function quota_of(number)
+  local at = 5 * number - 5
+  return KEYS[number], ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]),
+    tonumber(ARGV[at + 4])
 end
 
 local function bucket_level(key, capacity, rate)
@@ -65,19 +77,19 @@ local function reserve()
   local passes = 1
   local left, reply = {}, { 1, now }
   for number = 2, #KEYS do
-    local key, at = KEYS[number], 4 * number - 3
-    local kind, capacity, rate, amount = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
+    local key, kind, capacity, rate, _, needed = quota_of(number)
     local level, wait = 0, 0
     if kind == 'b' then
       level = bucket_level(key, capacity, rate)
-      wait = math.max(0, math.ceil((amount * MINUTE - level) / rate))
+      wait = math.max(0, math.ceil((needed * MINUTE - level) / rate))
     elseif kind == 'c' then
       redis.call('ZREMRANGEBYSCORE', key, '-inf', whole(now))
       level = capacity - redis.call('ZCARD', key)
-      wait = level < 1 and MARGIN or 0
+      wait = level < needed and MARGIN or 0
     else
       level = capacity - spent_on(key, today)
-      wait = level < amount and DAY - now % DAY or 0
+      -- What costs nothing passes, also where settling has spent more than there was.
+      wait = needed > 0 and level < needed and DAY - now % DAY or 0
     end
     if wait > 0 then
       passes = 0
@@ -93,8 +105,7 @@ local function reserve()
   -- An open reservation's record is the day on which its money is booked.
   redis.call('SET', KEYS[1], whole(today), 'PX', kept)
   for number = 2, #KEYS do
-    local key, at = KEYS[number], 4 * number - 3
-    local kind, capacity, rate, amount = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
+    local key, kind, capacity, rate, amount = quota_of(number)
     local level = left[number]
     if kind == 'b' then
       level = level - amount * MINUTE
@@ -116,13 +127,13 @@ local function settle()
   local record = redis.call('GET', KEYS[1])
   local open = record and record ~= GIVEN_UP
   if open then
+    -- First: a store that is full takes what follows a deletion.
     redis.call('DEL', KEYS[1])
   elseif not record and tombstone > 0 then
     redis.call('SET', KEYS[1], GIVEN_UP, 'PX', tombstone)
   end
   for number = 2, #KEYS do
-    local key, at = KEYS[number], 4 * number - 3
-    local kind, capacity, rate, amount = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
+    local key, kind, capacity, rate, amount = quota_of(number)
     if kind == 'c' then
       -- In any case: renewing makes places anew where the store lost everything.
       redis.call('ZREM', key, id)
@@ -143,6 +154,8 @@ local function renew()
   local lease, at = tonumber(ARGV[2]), 3
   for number = 1, #KEYS do
     local last = at + tonumber(ARGV[at])
+    -- Deleting first: a store that is full takes what follows it, and who runs keeps its place.
+    redis.call('ZREMRANGEBYSCORE', KEYS[number], '-inf', whole(now))
     for member = at + 1, last do
       hold_place(KEYS[number], ARGV[member], lease)
     end
@@ -151,9 +164,34 @@ local function renew()
   return 1
 end
 
-if ARGV[1] == 'reserve' then
-  return reserve()
-elseif ARGV[1] == 'settle' then
-  return settle()
+local function promise()
+  local work, at_least, most, kept = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+  local last = tonumber(redis.call('GET', KEYS[1]) or 0)
+  local room = math.max(now_us + at_least, last)
+  if room - now_us > most then
+    return most
+  end
+  local over = room + work
+  -- A pace whose bookings are over is the same as none.
+  redis.call('SET', KEYS[1], whole(over), 'PX', whole(math.ceil((over - now_us) / 1000) + MARGIN))
+  redis.call('RPUSH', KEYS[2], whole(room))
+  redis.call('PEXPIRE', KEYS[2], whole(math.ceil((room - now_us + kept) / 1000) + MARGIN))
+  return room - now_us
 end
-return renew()
+
+local function redeem()
+  local kept = tonumber(ARGV[2])
+  while true do
+    local room = redis.call('LINDEX', KEYS[1], 0)
+    if not room or tonumber(room) > now_us then
+      return 0
+    end
+    redis.call('LPOP', KEYS[1])
+    if now_us - tonumber(room) <= kept then
+      return 1
+    end
+  end
+end
+
+local actions = { reserve = reserve, settle = settle, renew = renew, promise = promise, redeem = redeem }
+return actions[ARGV[1]]()

@@ -1,15 +1,22 @@
 """Limits in the memory of one process, with the arithmetic of the store's script."""
 
 import secrets
+from collections import deque
 from collections.abc import Sequence
 
 from service.admission.base import (
+    BOOKING_UNIT,
     CONCURRENCY_RETRY_MS,
     DAY_MS,
     LEVEL_UNIT,
+    PROMISE_KEPT_S,
+    PROMISED_MAX_S,
     balances_of,
+    booking_time,
+    corrections,
     level_of,
     limit_reached,
+    needed_of,
     quotas_for,
     until_midnight_ms,
 )
@@ -17,7 +24,7 @@ from service.domain.clock import Clock
 from service.domain.limits import Demand, Quota, Reservation, Scope
 
 FORGET_AT = 1_024
-"""So many buckets or budgets are kept before the first look for those that say nothing any more."""
+"""So many buckets, budgets and bookings are kept before the first look for those that say nothing any more."""
 
 _Key = tuple[str, str, str]
 
@@ -37,14 +44,21 @@ class MemoryLimiter:
         """Day, and nano-dollars on it."""
         self._open: dict[str, int] = {}
         """The day on which each reservation's money is booked."""
+        self._paces: dict[str, int] = {}
+        """When the last booking of each is over; this and the following in ``BOOKING_UNIT``."""
+        self._booked: dict[tuple[str, str], deque[int]] = {}
+        """When there is room for a ticket at a pace, in order; never empty."""
         self._forget_at = FORGET_AT
 
-    async def reserve(self, scopes: Sequence[Scope], demand: Demand) -> Reservation:
+    async def reserve(self, scopes: Sequence[Scope], demand: Demand, *, keep: float = 0.0) -> Reservation:
         """See :class:`service.admission.base.Limiter`."""
         quotas = quotas_for(scopes, demand)
         wall_ms = round(self._clock.wall() * 1_000)
         levels = [self._level(quota) for quota in quotas]
-        waits_ms = [_wait_ms(quota, level, demand, wall_ms) for quota, level in zip(quotas, levels, strict=True)]
+        waits_ms = [
+            _wait_ms(quota, level, needed_of(quota, demand, keep=keep), wall_ms)
+            for quota, level in zip(quotas, levels, strict=True)
+        ]
         if any(waits_ms):
             raise limit_reached(quotas, waits_ms, balances_of(quotas, levels, wall_ms=wall_ms), demand)
         self._forget()
@@ -61,17 +75,46 @@ class MemoryLimiter:
 
     def settle(self, reservation: Reservation, actual: Demand) -> None:
         """See :class:`service.admission.base.Limiter`."""
+        self._put_back(reservation, corrections(reservation, actual))
+
+    def give_back(self, reservation: Reservation) -> None:
+        """See :class:`service.admission.base.Limiter`."""
+        self._put_back(reservation, [reservation.demand.of(quota) for quota in reservation.quotas])
+
+    async def promise(self, pace: str, ticket: str, *, work_s: float, at_least_s: float) -> float:
+        """See :class:`service.admission.base.Limiter`."""
+        now = self._booking_now()
+        room = max(now + booking_time(at_least_s), self._paces.get(pace, 0))
+        if room - now > booking_time(PROMISED_MAX_S):
+            return PROMISED_MAX_S
+        self._forget()
+        self._paces[pace] = room + booking_time(work_s)
+        self._booked.setdefault((pace, ticket), deque()).append(room)
+        return (room - now) / BOOKING_UNIT
+
+    async def redeem(self, pace: str, ticket: str) -> bool:
+        """See :class:`service.admission.base.Limiter`."""
+        now = self._booking_now()
+        booked = self._booked.get((pace, ticket), deque())
+        found = False
+        while booked and booked[0] <= now and not found:
+            found = now - booked.popleft() <= booking_time(PROMISE_KEPT_S)
+        if not booked:
+            self._booked.pop((pace, ticket), None)
+        return found
+
+    def _put_back(self, reservation: Reservation, amounts: Sequence[int]) -> None:
+        """Close a reservation: its places, and so much of everything else."""
         day = self._open.pop(reservation.id, None)
         if day is None:
             return
-        for quota in reservation.quotas:
-            difference = actual.of(quota) - reservation.demand.of(quota)
+        for quota, amount in zip(reservation.quotas, amounts, strict=True):
             if quota.resource == "concurrency":
                 self._take(quota, -1)
             elif quota.resource == "usd" and self._day() != day:
                 continue  # yesterday's money is not missing today
-            elif difference:
-                self._take(quota, difference)
+            elif amount:
+                self._take(quota, -amount)
 
     def _level(self, quota: Quota) -> int:
         """Return what is left: of a bucket its level, of the rest a number."""
@@ -110,17 +153,27 @@ class MemoryLimiter:
         return level
 
     def _forget(self) -> None:
-        if len(self._buckets) + len(self._spent) < self._forget_at:
+        if self._kept() < self._forget_at:
             return
         for key, (_, _, quota) in tuple(self._buckets.items()):
             if self._level(quota) >= quota.capacity * LEVEL_UNIT:
                 del self._buckets[key]
         today = self._day()
         self._spent = {key: kept for key, kept in self._spent.items() if kept[0] == today}
-        self._forget_at = max(FORGET_AT, 2 * (len(self._buckets) + len(self._spent)))
+        now = self._booking_now()
+        self._paces = {pace: over for pace, over in self._paces.items() if over > now}
+        forgotten = now - booking_time(PROMISE_KEPT_S)
+        self._booked = {key: booked for key, booked in self._booked.items() if booked[-1] >= forgotten}
+        self._forget_at = max(FORGET_AT, 2 * self._kept())
+
+    def _kept(self) -> int:
+        return len(self._buckets) + len(self._spent) + len(self._paces) + len(self._booked)
 
     def _now_ms(self) -> int:
         return round(self._clock.monotonic() * 1_000)
+
+    def _booking_now(self) -> int:
+        return round(self._clock.monotonic() * BOOKING_UNIT)
 
     def _day(self) -> int:
         return round(self._clock.wall() * 1_000) // DAY_MS
@@ -130,12 +183,11 @@ def _key(quota: Quota) -> _Key:
     return quota.resource, quota.kind, quota.name
 
 
-def _wait_ms(quota: Quota, level: int, demand: Demand, wall_ms: int) -> int:
-    """Return for how long the quota refuses the demand; 0 where it takes it."""
-    wanted = demand.of(quota)
+def _wait_ms(quota: Quota, level: int, needed: int, wall_ms: int) -> int:
+    """Return for how long a quota refuses what needs so much of it; 0 where it takes it."""
     if quota.per_minute:
-        missing = wanted * LEVEL_UNIT - level
+        missing = needed * LEVEL_UNIT - level
         return max(0, -(-missing // quota.per_minute))
-    if wanted <= level:
+    if needed <= level or (quota.resource == "usd" and not needed):
         return 0
     return CONCURRENCY_RETRY_MS if quota.resource == "concurrency" else until_midnight_ms(wall_ms)

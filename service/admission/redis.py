@@ -6,7 +6,7 @@ import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha1
 from importlib.resources import files
@@ -15,11 +15,22 @@ from typing import Any, NamedTuple
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, RedisError
 
-from service.admission.base import CONCURRENCY_RETRY_MS, balances_of, limit_reached, quotas_for
+from service.admission.base import (
+    BOOKING_UNIT,
+    CONCURRENCY_RETRY_MS,
+    PROMISE_KEPT_S,
+    PROMISED_MAX_S,
+    balances_of,
+    booking_time,
+    corrections,
+    limit_reached,
+    needed_of,
+    quotas_for,
+)
 from service.config import RedisSettings
 from service.domain.limits import Demand, Quota, Reservation, Scope
 from service.errors import StoreUnavailable
-from service.storage.redis import open_redis, redis_errors, repeat_with_store
+from service.storage.redis import StoreOutage, open_redis, redis_errors, repeat_with_store
 from service.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -34,6 +45,8 @@ KEPT_S = 86_400.0 + 3_600.0
 """How long a reservation may stay open: longer than the longest timeout that the settings take."""
 TOMBSTONE_S = 300.0
 """How long a reservation that was given up while it was on its way can still arrive."""
+PROBE_MS = 1_000
+"""How long what a probe writes is kept: a tombstone of nothing."""
 BATCH = 200
 """Requests for which one round trip asks. The server needs about 30 µs for each."""
 BATCH_EVERY_S = 0.005
@@ -44,11 +57,17 @@ PATIENCE_S = 0.5
 that is merely slow is not worth another."""
 TURNS = 10
 """Of the event loop, for an answer that came in time while this process did something else: it is half-way here."""
+REFUSED_EVERY_S = 1.0
+"""Between two attempts at settlements that the store refused."""
 FLUSH_S = 2.0
 RENEWED_AT_ONCE = 1_000
 """Places in one call of the script."""
 
 _KINDS = {"requests": "b", "tokens": "b", "concurrency": "c", "usd": "m"}
+
+
+class _Refused(StoreUnavailable):
+    """The store answered that it does not do what it was asked for, and did nothing."""
 
 
 class _Call(NamedTuple):
@@ -60,10 +79,10 @@ class _Call(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class _Asked:
-    """A reservation that somebody waits for."""
+    """A call whose answer somebody waits for."""
 
     call: _Call
-    answer: asyncio.Future[list[int]]
+    answer: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     sent: bool = False
 
 
@@ -130,6 +149,10 @@ class RedisLimiter:
         self._open: dict[str, Reservation] = {}
         self._unsettled: deque[_Call] = deque()
         self._has_unsettled = asyncio.Event()
+        self._refused: list[_Call] = []
+        """Settlements that the store answered with an error; all of them are sent again at ``_refused_until``."""
+        self._refused_until = 0.0
+        self._refusals = StoreOutage("settling limits that the store refused")
         self._progress = asyncio.Event()
         self._renewed_at = float("-inf")
 
@@ -166,21 +189,20 @@ class RedisLimiter:
                 await asyncio.gather(*tasks, return_exceptions=True)
                 self._lanes = None
 
-    async def reserve(self, scopes: Sequence[Scope], demand: Demand) -> Reservation:
+    async def reserve(self, scopes: Sequence[Scope], demand: Demand, *, keep: float = 0.0) -> Reservation:
         """See :class:`service.admission.base.Limiter`. One round trip."""
         quotas = quotas_for(scopes, demand)
         reservation_id = secrets.token_hex(8)
         amounts = [demand.of(quota) for quota in quotas]
+        needed = [needed_of(quota, demand, keep=keep) for quota in quotas]
         lease_ms, kept_ms = round(self._lease_s * 1_000), round(KEPT_S * 1_000)
-        call = self._call("reserve", reservation_id, lease_ms, kept_ms, quotas=quotas, amounts=amounts)
-        asked = _Asked(call, asyncio.get_running_loop().create_future())
-        self._asked.append(asked)
-        self._has_asked.set()
+        call = self._call("reserve", reservation_id, lease_ms, kept_ms, quotas=quotas, amounts=amounts, needed=needed)
+        asked = _Asked(call)
         try:
-            verdict, now_ms, *left = await self._in_time(asked.answer)
+            verdict, now_ms, *left = await self._answer_to(asked)
+        except _Refused:
+            raise  # a store refuses the first thing that would be written, or none
         except BaseException:
-            if not asked.answer.cancel() and not asked.answer.cancelled():
-                asked.answer.exception()  # seen, should it be one
             if asked.sent:
                 self._give_up(reservation_id, quotas, amounts)
             raise
@@ -199,45 +221,76 @@ class RedisLimiter:
 
     def settle(self, reservation: Reservation, actual: Demand) -> None:
         """See :class:`service.admission.base.Limiter`."""
-        if self._open.pop(reservation.id, None) is None:
-            return
-        amounts = [reservation.demand.of(quota) - actual.of(quota) for quota in reservation.quotas]
-        self._put_back(self._call("settle", reservation.id, 0, 0, quotas=reservation.quotas, amounts=amounts))
+        self._close(reservation, corrections(reservation, actual))
+
+    def give_back(self, reservation: Reservation) -> None:
+        """See :class:`service.admission.base.Limiter`."""
+        self._close(reservation, [reservation.demand.of(quota) for quota in reservation.quotas])
+
+    async def promise(self, pace: str, ticket: str, *, work_s: float, at_least_s: float) -> float:
+        """See :class:`service.admission.base.Limiter`. One round trip. Without its answer, the room stays booked."""
+        times = [booking_time(seconds) for seconds in (work_s, at_least_s, PROMISED_MAX_S, PROMISE_KEPT_S)]
+        call = _Call([f"{self._prefix}pace:{pace}", self._booked(pace, ticket)], ["promise", *times])
+        room: int = await self._answer_to(_Asked(call))
+        return room / BOOKING_UNIT
+
+    async def redeem(self, pace: str, ticket: str) -> bool:
+        """See :class:`service.admission.base.Limiter`. One round trip. With its answer, the booking is lost."""
+        call = _Call([self._booked(pace, ticket)], ["redeem", booking_time(PROMISE_KEPT_S)])
+        found: int = await self._answer_to(_Asked(call))
+        return bool(found)
 
     async def ping(self) -> None:
-        """Ask the store whether it is there; raise ``StoreUnavailable``."""
-        if self._lanes is None:
-            raise StoreUnavailable("the limiter is not running")
-        with redis_errors():
-            await self._lanes.reserving.client.ping()
+        """Find out whether the store keeps limits, as a request would, by writing something; else as that raises.
+
+        A store that is full, or became a replica, answers a ``PING`` all the same.
+        """
+        await self._answer_to(_Asked(self._call("settle", secrets.token_hex(8), PROBE_MS, 0, quotas=(), amounts=())))
 
     async def flush(self) -> None:
         """Wait until what was settled by now is in the store; raise ``StoreUnavailable`` after ``FLUSH_S``."""
         try:
             async with asyncio.timeout(FLUSH_S):
-                while self._unsettled:
+                while self._unsettled or self._refused:
                     self._progress.clear()
                     await self._progress.wait()
         except TimeoutError:
             raise StoreUnavailable(f"limits could not be settled within {FLUSH_S:g} s") from None
 
-    async def _in_time(self, answer: asyncio.Future[list[int]]) -> list[int]:
-        await asyncio.wait([answer], timeout=self._settings.timeout_s)
-        for _ in range(TURNS):
-            if answer.done():
-                return answer.result()
-            await asyncio.sleep(0)
+    async def _answer_to(self, asked: _Asked) -> Any:
+        """Ask with the next round trip, and return the answer; raise ``StoreUnavailable`` after ``redis.timeout_s``."""
+        self._asked.append(asked)
+        self._has_asked.set()
+        try:
+            await asyncio.wait([asked.answer], timeout=self._settings.timeout_s)
+            for _ in range(TURNS):
+                if asked.answer.done():
+                    return asked.answer.result()
+                await asyncio.sleep(0)
+        finally:
+            if not asked.answer.cancel() and not asked.answer.cancelled():
+                asked.answer.exception()  # seen, should it be one
         raise StoreUnavailable("the shared store did not answer in time")
 
     def _call(
-        self, action: str, reservation_id: str, *numbers: int, quotas: Sequence[Quota], amounts: Iterable[int]
+        self,
+        action: str,
+        reservation_id: str,
+        *numbers: int,
+        quotas: Sequence[Quota],
+        amounts: Sequence[int],
+        needed: Sequence[int] = (),
     ) -> _Call:
         keys = [f"{self._prefix}open:{reservation_id}"]
         arguments: list[str | int] = [action, reservation_id, *numbers]
-        for quota, amount in zip(quotas, amounts, strict=True):
+        for quota, amount, need in zip(quotas, amounts, needed or [0] * len(quotas), strict=True):
             keys.append(self._key(quota))
-            arguments += (_KINDS[quota.resource], quota.capacity, quota.per_minute, amount)
+            arguments += (_KINDS[quota.resource], quota.capacity, quota.per_minute, amount, need)
         return _Call(keys, arguments)
+
+    def _booked(self, pace: str, ticket: str) -> str:
+        # The length says where the one ends and the other begins.
+        return f"{self._prefix}booked:{len(pace)}:{pace}:{ticket}"
 
     def _key(self, quota: Quota) -> str:
         return f"{self._prefix}{quota.resource}:{quota.kind}:{quota.name}"
@@ -281,6 +334,10 @@ class RedisLimiter:
 
     # Settling
 
+    def _close(self, reservation: Reservation, amounts: Sequence[int]) -> None:
+        if self._open.pop(reservation.id, None) is not None:
+            self._put_back(self._call("settle", reservation.id, 0, 0, quotas=reservation.quotas, amounts=amounts))
+
     def _put_back(self, call: _Call) -> None:
         self._unsettled.append(call)
         self._has_unsettled.set()
@@ -288,26 +345,42 @@ class RedisLimiter:
     async def _settle_and_renew(self, lane: _Lane) -> float:
         """Wait until there is something to settle, or leases to renew, and do it; return the pause after it."""
         loop = asyncio.get_running_loop()
+        due_at = self._renewed_at + self._lease_s / RENEWALS_PER_LEASE
         with suppress(TimeoutError):
-            async with asyncio.timeout_at(self._renewed_at + self._lease_s / RENEWALS_PER_LEASE):
+            async with asyncio.timeout_at(min(due_at, self._refused_until) if self._refused else due_at):
                 await self._has_unsettled.wait()
         began = loop.time()
-        await self._settle_next(lane)
+        if self._refused and began >= self._refused_until:
+            self._unsettled.extend(self._refused)
+            self._refused.clear()
+            self._has_unsettled.set()
+        try:
+            await self._settle_next(lane)
+        except (RedisError, OSError, TimeoutError):
+            await self._renew(lane, began)  # whatever becomes of settlements, who runs must keep its place
+            raise
         await self._renew(lane, began)
         return max(0.0, began + BATCH_EVERY_S - loop.time())
 
     async def _settle_next(self, lane: _Lane) -> None:
-        """Settle what has waited longest. A batch whose answer was lost is sent again, which changes nothing."""
+        """Settle what has waited longest. A batch whose answer was lost is sent again, which changes nothing.
+
+        What the store refuses waits for itself alone: it may be one, or for long.
+        """
         batch = [self._unsettled[number] for number in range(min(BATCH, len(self._unsettled)))]
         if not batch:
             self._has_unsettled.clear()
             return
         replies = await lane.run(batch)
-        failure = next((reply for reply in replies if isinstance(reply, Exception)), None)
-        if failure is not None:
-            raise failure
-        for _ in batch:
+        for call, reply in zip(batch, replies, strict=True):
             self._unsettled.popleft()
+            if isinstance(reply, Exception):
+                if not self._refused:
+                    self._refused_until = asyncio.get_running_loop().time() + REFUSED_EVERY_S
+                self._refused.append(call)
+                self._refusals.lasts(StoreUnavailable(type(reply).__name__))
+        if not self._refused:
+            self._refusals.over()
         self._progress.set()
 
     async def _renew(self, lane: _Lane, now: float) -> None:
@@ -341,7 +414,7 @@ def _tell(asked: _Asked, reply: Any) -> None:
     if asked.answer.done():
         return
     if isinstance(reply, RedisError):
-        reply = StoreUnavailable(f"the shared store refused to keep limits ({type(reply).__name__})")
+        reply = _Refused(f"the shared store refused to keep limits ({type(reply).__name__})")
     if isinstance(reply, Exception):
         asked.answer.set_exception(reply)
     else:

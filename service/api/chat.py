@@ -6,8 +6,9 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from service.api.bodies import documented_body, read_body
-from service.api.deps import AllResources, Context, Generation
+from service.api.deps import AllResources, Generation, TimedContext
 from service.api.disconnect import until_disconnect
+from service.api.request_timeout import documented_timeout
 from service.api.responses import CALLER, EVENT_STREAM, UPSTREAM, json_response, problems
 from service.api.resumption import OVER, asks_for_stream, documented_headers, event_stream
 from service.api.schemas import AssistantMessage, ChatAnswer, ChatBody
@@ -27,9 +28,9 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
     "/chat",
     response_model=ChatAnswer,
     responses={**ANSWERS, **OVER, **problems(404, *CALLER, *UPSTREAM)},
-    openapi_extra=documented_headers(documented_body(ChatBody)),
+    openapi_extra=documented_timeout(documented_headers(documented_body(ChatBody))),
 )
-async def chat(request: Request, resources: AllResources, generation: Generation, context: Context) -> Response:
+async def chat(request: Request, resources: AllResources, generation: Generation, context: TimedContext) -> Response:
     """Answer a conversation."""
     body = await read_body(request, ChatBody)
     asked = body.to_request()

@@ -1,5 +1,6 @@
 """What routes ask for by name: the process's resources, and who is calling."""
 
+from dataclasses import replace
 from hmac import compare_digest
 from typing import Annotated, Final
 from urllib.parse import urlsplit
@@ -7,6 +8,7 @@ from urllib.parse import urlsplit
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
+from service.api.request_timeout import request_timeout_s
 from service.config import Settings, is_loopback
 from service.domain.principal import Principal, RequestContext
 from service.domain.ticket import digest_of
@@ -69,6 +71,13 @@ async def get_context(
         return _open_context(connection, resources)
     principal = resources.authenticator.authenticate(header_credential(connection))
     return _context(connection, principal=principal)
+
+
+async def get_timed_context(
+    connection: HTTPConnection, resources: Annotated[Resources, Depends(get_resources)]
+) -> RequestContext:
+    """Authenticate as :func:`get_context`, for routes that generate: they may be told until when."""
+    return _timed(connection, await get_context(connection, resources))
 
 
 async def get_browser_context(
@@ -183,6 +192,19 @@ async def get_stream_context(
         return _context(connection, principal=principal)
 
 
+async def get_timed_stream_context(
+    connection: HTTPConnection, resources: Annotated[Resources, Depends(get_resources)]
+) -> RequestContext:
+    """Authenticate as :func:`get_stream_context`, for routes that generate."""
+    return _timed(connection, await get_stream_context(connection, resources))
+
+
+def _timed(connection: HTTPConnection, context: RequestContext) -> RequestContext:
+    """Note in the context until when the answer is of use, if the caller says so."""
+    timeout_s = request_timeout_s(connection)
+    return context if timeout_s is None else replace(context, deadline_at=context.received_at + timeout_s)
+
+
 def _continued_stream(connection: HTTPConnection) -> str | None:
     """Return the id of the stream that the request continues, if it does; the route looks at the rest of it."""
     stream_id, _, number = connection.headers.get("last-event-id", "").rpartition(":")
@@ -190,7 +212,9 @@ def _continued_stream(connection: HTTPConnection) -> str | None:
 
 
 Context = Annotated[RequestContext, Depends(get_context)]
+TimedContext = Annotated[RequestContext, Depends(get_timed_context)]
 StreamContext = Annotated[RequestContext, Depends(get_stream_context)]
+TimedStreamContext = Annotated[RequestContext, Depends(get_timed_stream_context)]
 BrowserContext = Annotated[RequestContext, Depends(get_browser_context)]
 Generation = Annotated[GenerationService, Depends(get_generation)]
 Jobs = Annotated[JobService, Depends(get_jobs)]

@@ -3,8 +3,9 @@
 from fastapi import APIRouter, Request, Response
 
 from service.api.bodies import documented_body, read_body
-from service.api.deps import Context, Generation
+from service.api.deps import Generation, TimedContext
 from service.api.disconnect import until_disconnect
+from service.api.request_timeout import documented_timeout
 from service.api.responses import CALLER, UPSTREAM, json_response, problems
 from service.api.schemas import GenerateAnswer, GenerateBody
 
@@ -15,9 +16,9 @@ router = APIRouter(tags=["generation"])
     "/generate",
     response_model=GenerateAnswer,
     responses=problems(*CALLER, *UPSTREAM),
-    openapi_extra=documented_body(GenerateBody),
+    openapi_extra=documented_timeout(documented_body(GenerateBody)),
 )
-async def generate(request: Request, generation: Generation, context: Context) -> Response:
+async def generate(request: Request, generation: Generation, context: TimedContext) -> Response:
     """Answer a prompt. A client that hangs up cancels the generation."""
     body = await read_body(request, GenerateBody)
     completion = await until_disconnect(request, generation.complete(body.to_request(), context))

@@ -68,7 +68,7 @@ class RequestMiddleware:
             return
         resources: Resources = scope["state"]["resources"]
         scope["request_id"] = request_id_from(_header(scope, b"x-request-id"))
-        answer = _Answer(send, scope, resources.drain)
+        answer = _Answer(send, scope, resources)
         scope["received_at"] = answer.began_at
         serve = self._serve_socket if scope["type"] == "websocket" else self._serve_request
         if route_path(scope) in PROBES or resources.drain.stage >= Stage.REFUSING:
@@ -120,10 +120,11 @@ class RequestMiddleware:
 class _Answer:
     """What goes out: puts the request's id on it, ends connections in a stop, and remembers how it began."""
 
-    def __init__(self, send: Send, scope: Scope, drain: Drain) -> None:
+    def __init__(self, send: Send, scope: Scope, resources: Resources) -> None:
         self._send = send
         self._scope = scope
-        self._drain = drain
+        self._drain = resources.drain
+        self._admission = resources.admission
         self._header = (b"x-request-id", scope["request_id"].encode())
         self.began_at = time.monotonic()
         self.status = 0
@@ -152,7 +153,7 @@ class _Answer:
     def _rate_limits(self, message: Message) -> Iterable[tuple[bytes, bytes]]:
         """Say where the caller stands, once it is known who that is. On a socket each generation has its own word."""
         context: RequestContext | None = self._scope.get(CONTEXT)
-        if context is None or message["type"] != "http.response.start":
+        if context is None or message["type"] != "http.response.start" or self._admission.shadow:
             return ()
         return rate_limit_headers(context, self._scope["path"], now=datetime.now(UTC))
 

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from service.api.deps import AllResources, Generation, StreamContext
+from service.api.deps import AllResources, Generation, TimedStreamContext
+from service.api.request_timeout import documented_timeout
 from service.api.responses import CALLER, EVENT_STREAM, UPSTREAM, problems
 from service.api.resumption import OVER, documented_headers, event_stream
 from service.api.schemas import StreamQuery
@@ -25,13 +26,13 @@ STREAMED: dict[int | str, dict[str, Any]] = {
     "/stream",
     response_class=Response,
     responses={**STREAMED, **OVER, **problems(404, *CALLER, *UPSTREAM)},
-    openapi_extra=documented_headers(),
+    openapi_extra=documented_timeout(documented_headers()),
 )
 async def stream(
     request: Request,
     resources: AllResources,
     generation: Generation,
-    context: StreamContext,
+    context: TimedStreamContext,
     query: Annotated[StreamQuery, Query()],
 ) -> Response:
     """Stream the answer to a prompt."""

@@ -18,6 +18,7 @@ from service.api.disconnect import departure
 from service.api.errors import invalid_request, problem, render_error
 from service.api.middleware import SERVICE_RESTART
 from service.api.request_id import request_id_from
+from service.api.request_timeout import TimeoutMs
 from service.api.schemas import Body, ChatBody, GenerateBody
 from service.api.sse import usage_fields
 from service.api.streaming import OUTCOME
@@ -50,6 +51,7 @@ class GenerateMessage(GenerateBody):
 
     type: Literal["generate"]
     id: Id
+    timeout_ms: TimeoutMs | None = None
 
 
 class ChatMessage(ChatBody):
@@ -57,6 +59,7 @@ class ChatMessage(ChatBody):
 
     type: Literal["chat"]
     id: Id
+    timeout_ms: TimeoutMs | None = None
 
 
 class CancelMessage(Body):
@@ -284,7 +287,12 @@ class SocketSession:
             self._wake()
 
     async def _run(self, message: GenerateMessage | ChatMessage, principal: Principal, received_at: float) -> None:
-        context = RequestContext(request_id=request_id_from(None), principal=principal, received_at=received_at)
+        context = RequestContext(
+            request_id=request_id_from(None),
+            principal=principal,
+            received_at=received_at,
+            deadline_at=None if message.timeout_ms is None else received_at + message.timeout_ms / 1_000,
+        )
         reason = ""
         self._metrics.streams_active.labels("ws").inc()
         try:

@@ -14,9 +14,10 @@ class Authenticator(Protocol):
         ...
 
     def renew(self, principal: Principal) -> Principal:
-        """Return the principal as it stands now, for what outlives the moment in which its key was shown.
+        """Return whose the key that was shown is now, for what outlives that moment.
 
-        Raises ``Unauthenticated`` if there is no key of that name any more.
+        Where nobody knows any more which key it was, the name has to do. Raises ``Unauthenticated`` where the key is
+        not known any more, whatever other key may bear its name.
         """
         ...
 

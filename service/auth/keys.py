@@ -5,7 +5,7 @@ import secrets
 import string
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import sha256
 from typing import Self
 
@@ -45,25 +45,23 @@ def hash_key(key: str) -> str:
     return f"sha256:{sha256(key.encode()).hexdigest()}"
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    digest: bytes
-    principal: Principal
-
-
 class KeyRing:
     """The keys of one moment, by digest; never changed, only replaced."""
 
     def __init__(self, keys: Iterable[tuple[bytes, Principal]]) -> None:
-        self._entries = {digest: _Entry(digest, principal) for digest, principal in keys}
-        self._owners = {entry.principal.name: entry.principal for entry in self._entries.values()}
+        self._holders = {digest: replace(principal, key_digest=digest) for digest, principal in keys}
+        self._named = {principal.name: principal for principal in self._holders.values()}
 
     @classmethod
     def from_settings(cls, settings: AuthSettings) -> Self:
         """Take the keys from the settings, and from the file that they name.
 
-        Raises ``OSError``, or ``ValueError`` that quotes nothing, where the file cannot be read.
+        Raises ``OSError`` or ``ValueError`` where the file cannot be used; the latter for a key of two names too, since
+        it would be unknown whose limits are its. Quotes nothing.
         """
+        known = {digest_of(key.key.get_secret_value()): name for name, key in settings.keys.items()}
+        if len(known) < len(settings.keys):
+            raise ValueError("a key of its own for each name in auth.keys")
         nameless = default_principal("", settings)
         principals = {
             name: replace(
@@ -76,29 +74,30 @@ class KeyRing:
             )
             for name, key in settings.keys.items()
         }
-        keys = [(digest_of(key.key.get_secret_value()), principals[name]) for name, key in settings.keys.items()]
+        keys = [(digest, principals[name]) for digest, name in known.items()]
         if settings.keys_file is not None:
-            for name, digest in read_keys_file(settings.keys_file):
+            for name, digest in read_keys_file(settings.keys_file, known):
                 keys.append((digest, principals.get(name) or replace(nameless, name=name)))
         return cls(keys)
 
     def __len__(self) -> int:
         """Count the keys."""
-        return len(self._entries)
+        return len(self._holders)
 
     def find(self, credential: str) -> Principal | None:
         """Return whose key this is, or None; takes the same time for every wrong key of the same length.
 
         Looking up by digest tells an observer nothing that helps: to choose a digest one has to find the key first.
         """
-        digest = sha256(credential.encode("utf-8", "surrogatepass")).digest()
-        entry = self._entries.get(digest)
-        known = entry.digest if entry is not None else bytes(len(digest))
-        return entry.principal if hmac.compare_digest(known, digest) and entry is not None else None
+        return self.holder(sha256(credential.encode("utf-8", "surrogatepass")).digest())
 
-    def owner(self, name: str) -> Principal | None:
+    def holder(self, digest: bytes) -> Principal | None:
+        """Return whose key has this digest, or None."""
+        return self._holders.get(digest)
+
+    def named(self, name: str) -> Principal | None:
         """Return the principal of this name, if it has a key."""
-        return self._owners.get(name)
+        return self._named.get(name)
 
 
 def default_principal(name: str, settings: AuthSettings) -> Principal:

@@ -1,14 +1,22 @@
 """What the settings must be to each other and to this machine; each alone is right by then."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from service.config.keys import digest_of, fits_a_header, read_keys_file
 from service.config.problems import Problem, shown
 from service.config.profiles import Installed, is_loopback
-from service.config.sections import Profile, ProviderKind, ProviderSettings, Settings
+from service.config.sections import (
+    AuthSettings,
+    LimitSettings,
+    Profile,
+    ProviderKind,
+    ProviderSettings,
+    RateSettings,
+    Settings,
+)
 
 OFFICIAL_HOSTS = {ProviderKind.OPENAI: "api.openai.com", ProviderKind.ANTHROPIC: "api.anthropic.com"}
 """Where a key is needed in any case."""
@@ -55,6 +63,7 @@ def _in_providers(settings: Settings, installed: Installed) -> Iterator[Problem]
             yield Problem(
                 f"{place}.kind", "'local', and the embedded model is not installed", "pip install 'llm-api[local]'"
             )
+        yield from _in_limits(f"{place}.limits", provider.limits)
         if _needs_a_key(provider) and not (provider.keys or provider.key_files):
             conventional = f" (or {provider.kind.upper()}_API_KEY)" if name == provider.kind.value else ""
             yield Problem(f"{place}.keys", "nothing", f"at least one key, or key_files{conventional}")
@@ -79,6 +88,7 @@ def _needs_a_key(provider: ProviderSettings) -> bool:
 def _in_models(settings: Settings) -> Iterator[Problem]:
     names = ", ".join(settings.providers) or "none is configured"
     for name, model in settings.models.items():
+        yield from _in_limits(f"models.{name}.limits", model.limits)
         for number, route in enumerate(model.routes):
             if route.provider not in settings.providers:
                 yield Problem(
@@ -113,17 +123,37 @@ def _in_auth(settings: Settings) -> Iterator[Problem]:
         if other != name:
             yield Problem(f"auth.keys.{name}.key", f"the same key as {other}'s", "a key of its own for each name")
     if auth.keys_file is not None:
-        yield from _in_keys_file(auth.keys_file)
+        yield from _in_keys_file(auth.keys_file, owners)
+    yield from _in_callers_limits(auth)
 
 
-def _in_keys_file(path: Path) -> Iterator[Problem]:
+def _in_callers_limits(auth: AuthSettings) -> Iterator[Problem]:
+    """Look at what each key is limited by in the end: its own limits, and field by field the default's."""
+    own = [key.limits for key in auth.keys.values()]
+    if not own or auth.keys_file is not None:
+        own.append(LimitSettings())  # of those whom the settings do not name
+    for name, key in auth.keys.items():
+        yield from _in_limits(f"auth.keys.{name}.limits", key.limits, (auth.default_limits,))
+    yield from _in_limits("auth.default_limits", auth.default_limits, own)
+    yield from _in_limits("auth.user_limits", auth.user_limits)
+
+
+def _in_limits(place: str, limits: RateSettings, others: Sequence[RateSettings] = ()) -> Iterator[Problem]:
+    """Find a burst that limits nothing: its rate stands neither beside it nor in each of ``others``."""
+    for burst, rate in (("request_burst", "requests_per_minute"), ("token_burst", "tokens_per_minute")):
+        rates = [getattr(other, rate) for other in others] or [None]
+        if getattr(limits, burst) is not None and getattr(limits, rate) is None and None in rates:
+            yield Problem(f"{place}.{burst}", f"a burst without {rate}, which limits nothing", f"{rate} beside it")
+
+
+def _in_keys_file(path: Path, owners: Mapping[bytes, str]) -> Iterator[Problem]:
     takes = "a readable file with a line name:key or name:sha256:<64 hex digits> for each key"
     unusable = list(_in_file("auth.keys_file", path, takes))
     yield from unusable
     if unusable:
         return
     try:
-        read_keys_file(path)
+        read_keys_file(path, owners)
     except ValueError as error:
         yield Problem("auth.keys_file", f"{shown(str(path))}, in which something else stands", str(error))
 

@@ -27,6 +27,10 @@ class KeyFingerprints:
         """Go by these settings from now on."""
         self._providers = providers
 
+    def __contains__(self, provider: object) -> bool:
+        """Whether there is a provider of this name."""
+        return provider in self._providers
+
     def __call__(self, provider: str) -> str:
         """Give the fingerprint of a provider's keys and address. Costs a stat for each of its files."""
         settings = self._providers[provider]

@@ -66,11 +66,11 @@ def read_keys(text: str) -> list[tuple[str, str]]:
     return pairs
 
 
-def read_keys_file(path: Path) -> list[tuple[str, bytes]]:
-    """Read a file of callers' keys into names and digests.
+def read_keys_file(path: Path, known: Mapping[bytes, str]) -> list[tuple[str, bytes]]:
+    """Read a file of callers' keys into names and digests; ``known`` are keys from elsewhere, names by digests.
 
     Raises ``OSError``, or ``ValueError`` with what would be right; never with what stands in the file. A file without
-    any entry is an error: somebody may be writing it, and nobody could call.
+    any entry is an error: somebody may be writing it, and nobody could call. So is a key that has two names.
     """
     try:
         pairs = read_keys(path.read_text("utf-8"))
@@ -79,7 +79,12 @@ def read_keys_file(path: Path) -> list[tuple[str, bytes]]:
         raise ValueError("text in UTF-8") from None
     if not pairs:
         raise ValueError("a line name:key or name:sha256:<64 hex digits> for at least one key")
-    return [(name, digest_of(checked_key(key))) for name, key in pairs]
+    entries = [(name, digest_of(checked_key(key))) for name, key in pairs]
+    owners = dict(known)
+    for number, (name, digest) in enumerate(entries, start=1):
+        if owners.setdefault(digest, name) != name:
+            raise ValueError(f"a key of its own for each name, which entry {number} has not")
+    return entries
 
 
 def keys_by_name(value: Any) -> Any:

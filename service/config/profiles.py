@@ -1,4 +1,4 @@
-"""What a profile fills in, what production insists on, and which settings do nothing yet."""
+"""What a profile fills in, and what production insists on."""
 
 import ipaddress
 import os
@@ -127,20 +127,6 @@ def missing_in_production(tree: Mapping[str, Any]) -> list[Problem]:
     return problems
 
 
-def unenforced(settings: Settings) -> list[str]:
-    """Name the settings that were given and that this version takes and does not act upon yet."""
-    found: list[str] = []
-    if "admission" in settings.model_fields_set:
-        given = settings.admission.model_fields_set & {"queue_max", "queue_wait_s"}
-        found += [f"admission.{name}" for name in sorted(given)]
-    for name, provider in settings.providers.items():
-        found += _given(f"providers.{name}.limits", provider.limits)
-    for name, key in settings.auth.keys.items():
-        if "priority" in key.model_fields_set:
-            found.append(f"auth.keys.{name}.priority")
-    return found
-
-
 def unpriced(settings: Settings) -> list[str]:
     """Name the models without a price, where there is a budget that is kept in money."""
     auth = settings.auth
@@ -165,10 +151,6 @@ def _default_models(providers: Mapping[str, ProviderSettings], *, development: b
         if provider_name := first.get(vendor) or stand_in:
             models[model] = ModelSettings(routes=(RouteSettings(provider=provider_name),))
     return models
-
-
-def _given(path: str, limits: Section) -> list[str]:
-    return [f"{path}.{name}" for name in sorted(limits.model_fields_set)]
 
 
 _SectionT = TypeVar("_SectionT", bound=Section)

@@ -147,7 +147,8 @@ class RateSettings(Section):
 class LimitSettings(RateSettings):
     """Rates and quotas; what is left out is unlimited."""
 
-    usd_per_day: Decimal | None = Field(None, gt=0, le=1_000_000)
+    # Headers tell it in nano-dollars, and a number in them has at most 15 digits (RFC 9651 section 3.3.1).
+    usd_per_day: Decimal | None = Field(None, gt=0, lt=1_000_000)
     """US dollars in a day (UTC); takes a price for each model."""
 
 
@@ -330,7 +331,6 @@ class KeySettings(Section):
     """Where requests wait for a provider, ``batch`` goes after all that is ``interactive``."""
     weight: float = Field(1.0, gt=0, le=1_000)
     """Its share, against others' of the same priority, where requests wait for a provider."""
-    """``batch`` waits behind ``interactive`` where there is a queue."""
     limits: LimitSettings = LimitSettings()
     """This key's own; what is left out is taken from ``auth.default_limits``."""
 

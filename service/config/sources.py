@@ -33,17 +33,23 @@ CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
 
 
 def load_settings(
-    overrides: Mapping[str, Any], environ: Mapping[str, str], *, installed: Installed | None = None
+    overrides: Mapping[str, Any],
+    environ: Mapping[str, str],
+    *,
+    installed: Installed | None = None,
+    takes_an_empty_file: bool = True,
 ) -> Settings:
     """Read, complete and check all settings; maps are merged across the sources, everything else is replaced.
 
     ``overrides`` comes from the command line, nested as in the file. Reads the files that the settings name, to see
-    that they can be read, and nothing else. Raises :class:`ConfigError` with everything that is wrong.
+    that they can be read, and nothing else. Raises :class:`ConfigError` with everything that is wrong; a file without
+    a setting is wrong where one is being replaced, since somebody may be about to write it.
     """
     installed = installed or Installed.here()
     environ = {name: value for name, value in environ.items() if value != "" and not _is_service_link(name, value)}
     tree: Tree = {}
-    for source in (_from_file(environ.get(CONFIG_VARIABLE)), _Environment(environ)(), dict(overrides)):
+    file = _from_file(environ.get(CONFIG_VARIABLE), may_be_empty=takes_an_empty_file)
+    for source in (file, _Environment(environ)(), dict(overrides)):
         tree = _merged(tree, _with_map_of_keys(source))
     tree = _with_conventional_names(tree, environ)
     problems = [unknown_variable(name) for name in environ if _is_unknown(name)]
@@ -105,7 +111,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def _from_file(name: str | None) -> Tree:
+def _from_file(name: str | None, *, may_be_empty: bool) -> Tree:
     if name is None:
         return {}
     takes = "a YAML file with a map of settings"
@@ -123,6 +129,8 @@ def _from_file(name: str | None) -> Tree:
     except OSError as error:
         raise ConfigError([Problem(CONFIG_VARIABLE, f"{shown(name)} ({error.strerror})", takes)]) from None
     if tree is None:
+        if not may_be_empty:
+            raise ConfigError([Problem(CONFIG_VARIABLE, f"{shown(name)}, in which no setting stands", takes)])
         return {}
     if not isinstance(tree, dict):
         raise ConfigError([Problem(CONFIG_VARIABLE, f"{shown(name)}, which holds no map", takes)])

@@ -2,7 +2,26 @@
 
 from collections.abc import Iterable
 
-from service.domain.generation import Choice, Delta, GenerationRequest, TextPart, ToolCall, ToolResult, Usage
+import orjson
+
+from service.domain.generation import (
+    Choice,
+    Delta,
+    GenerationRequest,
+    ImagePart,
+    Part,
+    TextPart,
+    ToolCall,
+    Usage,
+    WireBody,
+)
+
+BYTES_PER_TOKEN = 4
+IMAGE_TOKENS = 1_500
+"""For each image, whose size in pixels we do not know. OpenAI counts 85 to about 1,500 ("Images and vision"), Anthropic
+up to about 1,600 ("Vision"), as of 2026-11."""
+_READ_TOO = ("functions", "response_format", "output_config", "output_format")
+"""Fields of the vendors' bodies that a model reads, and that may be long, beside messages and tools."""
 
 
 def estimated_usage(input_bytes: int, choices: Iterable[Choice]) -> Usage:
@@ -19,7 +38,7 @@ def estimated_usage(input_bytes: int, choices: Iterable[Choice]) -> Usage:
 
 def tokens_in(size_bytes: int) -> int:
     """Guess how many tokens a text has."""
-    return -(-size_bytes // 4)
+    return -(-size_bytes // BYTES_PER_TOKEN)
 
 
 def size_of(text: str) -> int:
@@ -40,14 +59,27 @@ def delta_size(delta: Delta) -> int:
 
 
 def input_size(request: GenerationRequest) -> int:
-    """Count the bytes of a request's texts."""
-    size = 0
+    """Count the bytes of everything in a request that a model reads; an image counts as a text of as many tokens."""
+    size = sum(tool.size_bytes for tool in request.tools)
     for message in request.messages:
         for part in message.parts:
-            if isinstance(part, TextPart):
-                size += size_of(part.text)
-            elif isinstance(part, ToolCall):
-                size += size_of(part.arguments)
-            elif isinstance(part, ToolResult):
-                size += size_of(part.content)
-    return size
+            size += _part_size(part)
+    return size if request.wire is None else size + _wire_size(request.wire)
+
+
+def _part_size(part: Part) -> int:
+    if isinstance(part, TextPart):
+        return size_of(part.text)
+    if isinstance(part, ImagePart):
+        return IMAGE_TOKENS * BYTES_PER_TOKEN
+    if isinstance(part, ToolCall):
+        return size_of(part.name) + size_of(part.arguments)
+    return size_of(part.content)
+
+
+def _wire_size(wire: WireBody) -> int:
+    read = [wire.fields[name] for name in _READ_TOO if wire.fields.get(name)]
+    try:
+        return sum(len(orjson.dumps(field)) for field in read)
+    except orjson.JSONEncodeError:
+        return 0  # no provider gets it

@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, Literal, Self
+
+import orjson
 
 
 class Dialect(StrEnum):
@@ -92,7 +95,7 @@ class Message:
         return "".join(part.text for part in self.parts if isinstance(part, TextPart))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Tool:
     """A function that the model may ask for."""
 
@@ -100,6 +103,14 @@ class Tool:
     description: str | None
     parameters: Mapping[str, Any]
     """A JSON Schema of the arguments."""
+
+    @cached_property
+    def size_bytes(self) -> int:
+        """How long it is as JSON; 0 where it is none that could be sent. Counted once, since it may be long."""
+        try:
+            return len(orjson.dumps((self.name, self.description, self.parameters)))
+        except orjson.JSONEncodeError:
+            return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +211,8 @@ class Chunk:
     """What they add, in order."""
     usage: Usage | None = None
     """Set in the chunk that carries the provider's final figures."""
+    first_usage: Usage | None = None
+    """Set in the chunk in which the provider says at the head of a stream what it has read."""
     response_id: str | None = None
     """The provider's id of the answer, in the first chunk."""
     model: str | None = None

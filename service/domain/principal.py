@@ -24,6 +24,8 @@ class Principal:
     """What all of its requests together may take."""
     user_limits: Limits = UNLIMITED
     """What each of its users may take."""
+    key_digest: bytes | None = field(default=None, compare=False, repr=False)
+    """SHA-256 of the key that was shown; None where there was none, or where nobody knows any more."""
 
 
 ANONYMOUS = Principal("anonymous")

@@ -5,17 +5,21 @@ import re
 import time
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from hashlib import sha256
 
 from service.admission.base import DemandTooLarge, Limiter, LimitReached
+from service.config import Settings
 from service.domain.estimates import input_size, size_of, tokens_in
 from service.domain.generation import EmbeddingRequest, GenerationRequest, Usage
 from service.domain.limits import Demand, Quota, Reservation, Scope, quotas_of
 from service.domain.principal import RequestContext
+from service.engine.attempt import MAY_BE_BILLED
 from service.engine.catalogue import ModelEntry
-from service.errors import PermissionDenied, ServiceError, UpstreamInvalid, UpstreamTimeout
+from service.errors import PermissionDenied, ServiceError
+from service.queueing.work import Work
 from service.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -25,8 +29,6 @@ DEFAULT_OUTPUT_TOKENS = 512
 OUTPUTS_KEPT = 256
 OUTPUTS_NEEDED = 20
 """Answers of a model from which its outputs are learned: fewer say nothing of a 95th percentile."""
-_MAY_BE_BILLED = (UpstreamInvalid, UpstreamTimeout)
-"""Failures after which the provider may have read and written all the same; other failures cost nothing."""
 _PLAIN_USER = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 
 
@@ -56,11 +58,26 @@ class LearnedOutputs:
 class Admitted:
     """A request that was let in, and what becomes of it."""
 
-    def __init__(self) -> None:
-        self.began = False
-        """Whether a provider was asked."""
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        """What it asks of a provider, as estimated."""
+        self.billable = 0
+        """Calls to providers that may cost something: all but those that failed without a bill."""
         self.usage: Usage | None = None
         """What it took, once that is known."""
+        self.was_cut = False
+        """Whether an answer reached its token limit."""
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Call a provider while the context is open."""
+        self.billable += 1
+        try:
+            yield
+        except ServiceError as error:
+            if not isinstance(error, MAY_BE_BILLED):
+                self.billable -= 1
+            raise
 
 
 class Admission:
@@ -68,9 +85,18 @@ class Admission:
 
     def __init__(self, *, limiter: Limiter, shadow: bool, metrics: Metrics) -> None:
         self._limiter = limiter
-        self._shadow = shadow
+        self.shadow = shadow
+        """Whether nothing is refused, only counted and logged; follows the configuration file."""
         self._metrics = metrics
         self._outputs = LearnedOutputs()
+
+    async def prepare(self, settings: Settings) -> Callable[[], None]:
+        """See ``Reloadable`` in ``service.reloading``. A request goes by what it found when it began."""
+
+        def commit() -> None:
+            self.shadow = settings.admission.shadow
+
+        return commit
 
     @asynccontextmanager
     async def admitted(
@@ -80,16 +106,14 @@ class Admission:
 
         Raises ``LimitReached``, ``BeyondLimit``, ``StoreUnavailable``, and ``PermissionDenied`` where money is limited
         and the model has no price. What was reserved is settled on leaving: on ``usage`` where it is known; not at all
-        of tokens and money where no provider was asked, or all that was failed without a bill; else as estimated.
+        of tokens and money where no provider was asked, or each call failed without a bill; else as estimated.
         """
-        admitted = Admitted()
+        work = self._work(entry, asked, context)
+        admitted = Admitted(work)
         scopes = _scopes(entry, asked.user_id, context)
-        reservation = await self._reserve(entry, asked, context, scopes) if scopes else None
+        reservation = await self._reserve(entry, asked, context, scopes, work) if scopes else None
         try:
             yield admitted
-        except ServiceError as error:
-            admitted.began = admitted.began and isinstance(error, _MAY_BE_BILLED)
-            raise
         finally:
             self._settle(entry, asked, admitted, reservation)
 
@@ -99,35 +123,40 @@ class Admission:
         asked: GenerationRequest | EmbeddingRequest,
         context: RequestContext,
         scopes: list[Scope],
+        work: Work,
     ) -> Reservation | None:
+        shadow = self.shadow
         quotas = [quota for scope in scopes for quota in quotas_of(scope)]
         began = time.perf_counter()
         try:
-            reservation = await self._limiter.reserve(scopes, self._demand(entry, asked, quotas))
+            reservation = await self._limiter.reserve(scopes, _demand(entry, asked, quotas, work))
         except LimitReached as error:
-            self._refused(error.quotas, error, context)
-            if self._shadow:
+            self._refused(error.quotas, error, context, shadow=shadow)
+            if shadow:
                 return None
             context.standing.balances = error.balances
             raise
         except ServiceError as error:
-            self._refused(error.quotas if isinstance(error, DemandTooLarge) else (), error, context)
-            if self._shadow:
+            refusing = error.quotas if isinstance(error, DemandTooLarge) else ()
+            self._refused(refusing, error, context, shadow=shadow)
+            if shadow:
                 return None
             raise
         finally:
             self._metrics.limiter_duration.observe(time.perf_counter() - began)
-        if not self._shadow:
+        if not shadow:
             context.standing.balances = reservation.balances
         for quota in quotas:
             self._metrics.rate_limit_decisions.labels(quota.kind, quota.resource, "admitted").inc()
         return reservation
 
-    def _refused(self, quotas: tuple[Quota, ...], error: ServiceError, context: RequestContext) -> None:
-        decision = "would_refuse" if self._shadow else "refused"
+    def _refused(
+        self, quotas: tuple[Quota, ...], error: ServiceError, context: RequestContext, *, shadow: bool
+    ) -> None:
+        decision = "would_refuse" if shadow else "refused"
         for quota in quotas:
             self._metrics.rate_limit_decisions.labels(quota.kind, quota.resource, decision).inc()
-        if self._shadow:
+        if shadow:
             logger.info(
                 "would refuse: %s",
                 error.message,
@@ -139,12 +168,8 @@ class Admission:
                 },
             )
 
-    def _demand(self, entry: ModelEntry, asked: GenerationRequest | EmbeddingRequest, quotas: list[Quota]) -> Demand:
-        """Estimate what a request takes of what is limited."""
-        rooms = [quota.capacity for quota in quotas if quota.resource == "tokens"]
-        money = next((quota for quota in quotas if quota.resource == "usd"), None)
-        if not rooms and money is None:
-            return Demand()
+    def _work(self, entry: ModelEntry, asked: GenerationRequest | EmbeddingRequest, context: RequestContext) -> Work:
+        """Estimate what a request takes."""
         if isinstance(asked, EmbeddingRequest):
             input_tokens, output_tokens = _embedding_tokens(asked), 0
         else:
@@ -153,18 +178,15 @@ class Admission:
             if asked.max_tokens is not None:
                 expected = min(expected, asked.max_tokens)
             output_tokens = expected * asked.choices
-            if asked.max_tokens is None and rooms:
-                # Who asks for no length shall not be told to ask for less: it waits for all there can be.
-                output_tokens = max(0, min(output_tokens, min(rooms) - input_tokens))
-        nano_usd = 0
-        if money is not None:
-            if entry.price is None:
-                raise PermissionDenied(
-                    f"{money.owner} has a budget, and the model {entry.name!r} has no price: its operator must set "
-                    "price_usd_per_million_tokens"
-                )
-            nano_usd = entry.price.nano_usd(Usage(input_tokens, output_tokens))
-        return Demand(input_tokens + output_tokens, nano_usd)
+        return Work(
+            principal=context.principal.name,
+            priority=context.priority,
+            weight=context.principal.weight,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            ticket=partial(_ticket, asked, context.principal.name),
+            deadline_at=context.deadline_at,
+        )
 
     def _settle(
         self,
@@ -175,17 +197,51 @@ class Admission:
     ) -> None:
         usage = admitted.usage
         if usage is not None and not usage.estimated and isinstance(asked, GenerationRequest):
-            self._outputs.add(entry.name, usage.output_tokens // asked.choices)
+            self._learn(entry, asked, usage, was_cut=admitted.was_cut)
         if reservation is None:
             return
         if usage is None:
-            self._limiter.settle(reservation, reservation.demand if admitted.began else Demand())
+            self._limiter.settle(reservation, reservation.demand if admitted.billable else Demand())
             return
         tokens = usage.input_tokens + usage.output_tokens
         nano_usd = entry.price.nano_usd(usage) if entry.price is not None else 0
         if reservation.demand.tokens and not usage.estimated:
             self._metrics.reservation_ratio.observe(reservation.demand.tokens / max(1, tokens))
         self._limiter.settle(reservation, Demand(tokens, nano_usd))
+
+    def _learn(self, entry: ModelEntry, asked: GenerationRequest, usage: Usage, *, was_cut: bool) -> None:
+        # How long an answer would have been is not known where its caller bounded it: a few such callers, and everybody
+        # else's requests would be taken for short ones.
+        bound = asked.max_tokens
+        if bound is None or not (was_cut or bound < self._outputs.expected(entry.name)):
+            self._outputs.add(entry.name, usage.output_tokens // asked.choices)
+
+
+def _demand(entry: ModelEntry, asked: GenerationRequest | EmbeddingRequest, quotas: list[Quota], work: Work) -> Demand:
+    """Say what a request takes of what is limited."""
+    rooms = [quota.capacity for quota in quotas if quota.resource == "tokens"]
+    money = next((quota for quota in quotas if quota.resource == "usd"), None)
+    if not rooms and money is None:
+        return Demand()
+    output_tokens = work.output_tokens
+    if rooms and isinstance(asked, GenerationRequest) and asked.max_tokens is None:
+        # Who asks for no length shall not be told to ask for less: it waits for all there can be.
+        output_tokens = max(0, min(output_tokens, min(rooms) - work.input_tokens))
+    nano_usd = 0
+    if money is not None:
+        if entry.price is None:
+            raise PermissionDenied(
+                f"{money.owner} has a budget, and the model {entry.name!r} has no price: its operator must set "
+                "price_usd_per_million_tokens"
+            )
+        nano_usd = entry.price.nano_usd(Usage(work.input_tokens, output_tokens))
+    return Demand(work.input_tokens + output_tokens, nano_usd)
+
+
+def _ticket(asked: GenerationRequest | EmbeddingRequest, principal: str) -> str:
+    """Return what a request is known by when it comes again: whose it is, and what it asks."""
+    what = asked.messages if isinstance(asked, GenerationRequest) else asked.fields
+    return sha256(repr((principal, asked.user_id, asked.model, what)).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def _scopes(entry: ModelEntry, user_id: str | None, context: RequestContext) -> list[Scope]:

@@ -6,33 +6,37 @@ It is the only layer that repeats anything, and does so only until a first conte
 import asyncio
 import logging
 import random
-from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
-from service.config import ProviderSettings, ResilienceSettings, Settings
+from service.admission.base import Limiter
+from service.config import AdmissionSettings, ProviderSettings, ResilienceSettings, Settings
 from service.domain.clock import Clock, Deadline
+from service.engine.attempt import MAY_BE_BILLED, OUTAGES, PUSH_BACKS, Attempt, Call, Kind, Lose
+from service.engine.breakers import Breakers
 from service.engine.catalogue import ModelEntry, Route
+from service.engine.hedging import Hedging
 from service.errors import (
     UNSUPPORTED,
     CircuitOpen,
     InternalError,
     InvalidRequest,
+    Overloaded,
     ServiceError,
     UpstreamError,
     UpstreamInvalid,
     UpstreamMisconfigured,
-    UpstreamOverloaded,
     UpstreamRejected,
     UpstreamThrottled,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
 from service.providers.base import Provider, ProviderKey
+from service.queueing.provider_queue import ProviderQueue, Turn
+from service.queueing.work import Work
 from service.resilience.backoff import Backoff
-from service.resilience.breaker import Breaker, Permit, State
+from service.resilience.breaker import Breaker, Permit
 from service.resilience.budget import Budget
 from service.telemetry.metrics import Metrics
 
@@ -40,48 +44,10 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-MAX_BREAKERS = 4096
-"""How many are remembered; names of models that callers choose must not fill the memory."""
-FORGOTTEN_S = 60.0
-"""Seconds without a call after which an open breaker is forgotten, so that it is told of only while it matters: nobody
-may ask for its model any more, its key may have been replaced."""
 RESERVE = 10.0
-"""Retries and hedges that quieter times may leave for a moment of trouble."""
+"""Retries that quieter times may leave for a moment of trouble."""
 THROTTLED_S = 1.0
 """Least wait after a 429 that does not say how long."""
-FIRST_CONTENTS = 200
-"""Of how many streams the times to the first content are remembered for each model."""
-FIRST_CONTENTS_AT_LEAST = 20
-"""Fewer say nothing about a 95th percentile."""
-_OUTAGES = (UpstreamUnavailable, UpstreamTimeout, UpstreamOverloaded, UpstreamInvalid)
-"""What opens a breaker after some. A 429 is the fate of a working provider."""
-
-Kind = Literal["first", "retry", "fallback", "hedge"]
-"""``fallback``: after a failure, at another route or with another key."""
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One call to one provider."""
-
-    provider: Provider
-    route: Route
-    key: ProviderKey
-    deadline: Deadline
-    kind: Kind
-    permit: Permit | None
-    """None where there is no breaker."""
-
-    def broke_off(self, error: Exception) -> None:
-        """Take note that what had begun well did not end well."""
-        if self.permit is not None and isinstance(error, _OUTAGES):
-            self.permit.failed(error.code)
-
-
-Call = Callable[[Attempt], Awaitable[T]]
-"""Makes one attempt; returns once nothing that follows can be taken back."""
-Lose = Callable[[Attempt, T | None], Awaitable[None]]
-"""Gives up what an attempt brought, if it came to bring anything, because another one was faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +57,7 @@ class _Lane:
     settings: ProviderSettings
     budget: Budget
     backoff: Backoff
+    queue: ProviderQueue
 
 
 @dataclass(slots=True, eq=False)
@@ -111,25 +78,21 @@ class _Way:
     """Fingerprints of the keys used since the last wait."""
     throttled: UpstreamThrottled | None = None
     """What to wait for if no other key helps."""
+    is_full: bool = False
+    """Whether it would let this request wait for its turn."""
     over: bool = False
 
     @property
     def patience_s(self) -> float:
-        """Seconds before which a timeout says that the request had no more time, not that the provider was slow."""
+        """Seconds before which no timeout of the provider's can have passed."""
         timeouts_s = self.lane.settings.timeouts_s
         return min(timeouts_s.connect, timeouts_s.first_token, timeouts_s.total)
 
-
-@dataclass(frozen=True, slots=True)
-class _Fuse:
-    """What a breaker is for."""
-
-    provider: str
-    upstream_model: str
-    key: str
-    """Its fingerprint."""
-    label: str
-    """The model in metrics: the provider's name for it if the settings have it, else the pattern."""
+    def free_in_s(self, tokens: int, keep: float) -> float:
+        """Return the seconds until a key may be used, as far as the provider's limits go."""
+        if self.throttled is not None:
+            return 0.0  # how a retry waits is not decided by the queue
+        return self.provider.keys.wait_s(self.route.model, tokens=tokens, keep=keep)
 
 
 class Attempts:
@@ -141,6 +104,8 @@ class Attempts:
         providers: Mapping[str, Provider],
         settings: Mapping[str, ProviderSettings],
         resilience: ResilienceSettings,
+        admission: AdmissionSettings,
+        limiter: Limiter,
         metrics: Metrics,
         clock: Clock,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -150,77 +115,51 @@ class Attempts:
         self.clock = clock
         self.sleep = sleep
         self.resilience = resilience
-        self.last_failure: UpstreamError | None = None
-        """Why no provider could answer, if that is how the last request that reached one went."""
+        self.breakers = Breakers(metrics=metrics, clock=clock, random=random)
+        self._hedging = Hedging(resilience.hedging, clock=clock, sleep=sleep)
         self._random = random
         self._providers = providers
-        self._lanes = {name: self._lane(provider) for name, provider in settings.items()}
-        self._breakers: OrderedDict[_Fuse, Breaker] = OrderedDict()
-        self._not_closed: set[_Fuse] = set()
-        self._swept_at = clock.monotonic()
-        self._hedges = Budget(
-            ratio=resilience.hedging.budget_ratio, per_s=0.0, reserve=RESERVE, initial=0.0, clock=clock
-        )
-        self._first_contents: dict[str, deque[float]] = {}
+        self._admission = admission
+        self._limiter = limiter
+        self._lanes: dict[str, _Lane] = {}
+        self._lanes = {name: self._lane(name, provider) for name, provider in settings.items()}
 
-    async def make(self, entry: ModelEntry, call: Call[T], *, lose: Lose[T] | None = None) -> tuple[T, Attempt]:
-        """Return what the first attempt that can brings, and the attempt.
+    async def make(
+        self, entry: ModelEntry, work: Work, call: Call[T], *, lose: Lose[T] | None = None
+    ) -> tuple[T, Attempt]:
+        """Return what the first attempt that can brings, and the attempt, whose turn is to be ended.
 
         Raises what says most about why none could. With ``lose`` it may make a second attempt while the first is slow.
         """
-        self._sweep()
+        self.breakers.sweep()
         ways = self._ways(entry)
-        deadline = Deadline.after(ways[0].lane.settings.timeouts_s.total, self.clock)
-        run = _Run(self, entry, call, ways, deadline)
-        if lose is None or not self.resilience.hedging.enabled:
+        at = self.clock.monotonic() + ways[0].lane.settings.timeouts_s.total
+        deadline = Deadline(at if work.deadline_at is None else min(at, work.deadline_at))
+        run = _Run(self, entry, work=work, call=call, ways=ways, deadline=deadline)
+        if lose is None:
             return await run.first_that_can()
-        self._hedges.earn()
-        delay_s = self._hedging_delay_s(entry)
-        if delay_s is None:
-            return await run.first_that_can()
-        return await self._hedged(run, lose, delay_s)
+        return await self._hedging.first_that_can(run, entry, lose)
 
     async def prepare(self, settings: Settings) -> Callable[[], None]:
-        """See ``Reloadable`` in ``service.reloading``. What was learnt of a provider is forgotten with its settings.
+        """See ``Reloadable`` in ``service.reloading``.
 
-        Requests that run go on as they began.
+        What was learnt of a provider is forgotten where it is another one, or is judged by other rules. Requests that
+        run go on as they began.
         """
-        changed = {
-            name: self._lane(provider)
-            for name, provider in settings.providers.items()
-            if name not in self._lanes or self._lanes[name].settings != provider
-        }
 
         def commit() -> None:
+            self.resilience = settings.resilience
+            self._admission = settings.admission
+            self._hedging.apply(settings.resilience.hedging)
             # A provider that was taken out stays known to requests that began before.
-            self._lanes = {**self._lanes, **changed}
-            for fuse in [fuse for fuse in self._breakers if fuse.provider in changed]:
-                self._forget(fuse)
+            before, self._lanes = self._lanes, dict(self._lanes)
+            for name, provider in settings.providers.items():
+                self._lanes[name] = self._lane(name, provider)
+                known = before.get(name)
+                if known is not None and _is_another(known.settings, provider):
+                    self.breakers.forget(name)
 
         return commit
-
-    def breaker(self, entry: ModelEntry, route: Route, key: ProviderKey) -> Breaker:
-        """Return the breaker of a route and a key."""
-        label = entry.name if "*" in entry.name else route.model
-        fuse = _Fuse(route.provider, route.model, key.fingerprint, label)
-        breaker = self._breakers.get(fuse)
-        if breaker is None:
-            breaker = self._breakers[fuse] = Breaker(
-                self._lanes[route.provider].settings.breaker,
-                clock=self.clock,
-                random=self._random,
-                on_change=partial(self._changed, fuse),
-            )
-            if len(self._breakers) > MAX_BREAKERS:
-                self._forget(next(iter(self._breakers)))
-        else:
-            self._breakers.move_to_end(fuse)
-        return breaker
-
-    def took(self, entry: ModelEntry, seconds: float) -> None:
-        """Remember how long a first content took, or how long it was waited for in vain."""
-        if self.resilience.hedging.enabled:
-            self._first_contents.setdefault(entry.name, deque(maxlen=FIRST_CONTENTS)).append(seconds)
 
     def _ways(self, entry: ModelEntry) -> list[_Way]:
         known = [(route, self._providers.get(route.provider)) for route in entry.routes]
@@ -229,104 +168,37 @@ class Attempts:
             raise UpstreamUnavailable("the provider was taken out of the configuration", provider=known[0][0].provider)
         return ways
 
-    def _lane(self, settings: ProviderSettings) -> _Lane:
+    def _lane(self, name: str, settings: ProviderSettings) -> _Lane:
+        """Make what is kept about a provider. Its queue stays, with those who wait in it, and its budget if it can."""
+        known = self._lanes.get(name)
+        if known is None:
+            queue = ProviderQueue(
+                name,
+                settings=settings,
+                admission=self._admission,
+                limiter=self._limiter,
+                metrics=self.metrics,
+                clock=self.clock,
+                sleep=self.sleep,
+            )
+        else:
+            queue = known.queue
+            queue.apply(settings, self._admission)
         retries = settings.retries
+        if known is not None and known.settings.retries == retries:
+            return _Lane(settings, known.budget, known.backoff, queue)
         return _Lane(
             settings,
             Budget(ratio=retries.budget_ratio, per_s=retries.budget_per_s, reserve=RESERVE, clock=self.clock),
             Backoff(base_s=retries.base_s, cap_s=retries.cap_s, random=self._random),
+            queue,
         )
 
-    def _sweep(self) -> None:
-        now = self.clock.monotonic()
-        if self._not_closed and now - self._swept_at >= FORGOTTEN_S:
-            self._swept_at = now
-            for fuse in [fuse for fuse in self._not_closed if self._breakers[fuse].idle_s >= FORGOTTEN_S]:
-                self._forget(fuse)
 
-    def _forget(self, fuse: _Fuse) -> None:
-        del self._breakers[fuse]
-        self._count_open(fuse, is_open=False)
-
-    def _changed(self, fuse: _Fuse, breaker: Breaker) -> None:
-        if self._breakers.get(fuse) is not breaker:
-            return  # forgotten while a call ran
-        self._count_open(fuse, is_open=breaker.state is not State.CLOSED)
-        logger.log(
-            logging.WARNING if breaker.state is State.OPEN else logging.INFO,
-            "circuit breaker %s",
-            breaker.state,
-            extra={
-                "provider": fuse.provider,
-                "upstream_model": fuse.upstream_model,
-                "key": fuse.key,
-                "cause": breaker.cause,
-                "wait_s": round(breaker.wait_s, 3),
-            },
-        )
-
-    def _count_open(self, fuse: _Fuse, *, is_open: bool) -> None:
-        if is_open == (fuse in self._not_closed):
-            return
-        gauge = self.metrics.upstream_breakers_open.labels(fuse.provider, fuse.label)
-        if is_open:
-            self._not_closed.add(fuse)
-            gauge.inc()
-        else:
-            self._not_closed.discard(fuse)
-            gauge.dec()
-
-    def _hedging_delay_s(self, entry: ModelEntry) -> float | None:
-        """Return after how long a first content is late; None while nobody can say."""
-        if self.resilience.hedging.delay_s is not None:
-            return self.resilience.hedging.delay_s
-        known = sorted(self._first_contents.get(entry.name, ()))
-        return known[len(known) * 95 // 100] if len(known) >= FIRST_CONTENTS_AT_LEAST else None
-
-    async def _hedged(self, run: "_Run[T]", lose: Lose[T], delay_s: float) -> tuple[T, Attempt]:
-        """Make attempts as usual, and one more beside them if they are late; give up whichever loses."""
-        usual = asyncio.create_task(run.first_that_can())
-        timer = asyncio.ensure_future(self.sleep(delay_s))
-        tasks: list[asyncio.Task[tuple[T, Attempt] | None]] = [usual]
-        answer: tuple[T, Attempt] | None = None
-        try:
-            await asyncio.wait((usual, timer), return_when=asyncio.FIRST_COMPLETED)
-            if not usual.done() and run.has_another() and self._hedges.spend():
-                tasks.append(asyncio.create_task(run.another()))
-            answer = await _first_answer(tasks)
-        finally:
-            for task in (timer, *tasks):
-                task.cancel()
-            try:
-                await asyncio.gather(timer, *tasks, return_exceptions=True)
-            except asyncio.CancelledError:
-                if answer is not None:  # nobody is left to take it
-                    await lose(answer[1], answer[0])
-                raise
-            finally:
-                for late in _answers(tasks):
-                    if late is not answer:
-                        await lose(late[1], late[0])
-            if answer is not None:
-                for attempt, waited_s in run.cut_short:
-                    self.took(run.entry, waited_s)
-                    await lose(attempt, None)
-        return usual.result() if answer is None else answer
-
-
-async def _first_answer(tasks: "list[asyncio.Task[tuple[T, Attempt] | None]]") -> tuple[T, Attempt] | None:
-    """Wait for one of them to bring something; None if none does."""
-    pending = set(tasks)
-    while pending:
-        _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-        if answers := _answers(tasks):
-            return answers[0]
-    return None
-
-
-def _answers(tasks: "list[asyncio.Task[tuple[T, Attempt] | None]]") -> list[tuple[T, Attempt]]:
-    good = (task for task in tasks if task.done() and not task.cancelled() and task.exception() is None)
-    return [answer for task in good if (answer := task.result()) is not None]
+def _is_another(one: ProviderSettings, other: ProviderSettings) -> bool:
+    """Whether what was learnt under the settings says nothing under the others."""
+    names = ("kind", "base_url", "keys", "key_files", "breaker")
+    return any(getattr(one, name) != getattr(other, name) for name in names)
 
 
 class _Gate:
@@ -347,7 +219,7 @@ class _Gate:
             return False
         if not self._way.lane.settings.breaker.enabled:
             return True
-        breaker = self._house.breaker(self._entry, self._way.route, key)
+        breaker = self._house.breakers.of(self._entry, self._way.route, key, self._way.lane.settings.breaker)
         self.permit = breaker.admit()
         if self.permit is None and (self.barred_by is None or breaker.wait_s < self.barred_by.wait_s):
             self.barred_by = breaker
@@ -362,11 +234,23 @@ class _Gate:
 class _Run(Generic[T]):
     """One request: how each route fared, and what is to be raised if none can."""
 
-    def __init__(self, house: Attempts, entry: ModelEntry, call: Call[T], ways: list[_Way], deadline: Deadline) -> None:
+    def __init__(
+        self,
+        house: Attempts,
+        entry: ModelEntry,
+        *,
+        work: Work,
+        call: Call[T],
+        ways: list[_Way],
+        deadline: Deadline,
+    ) -> None:
         self.cut_short: list[tuple[Attempt, float]] = []
         """Attempts that were cancelled while they ran, and after how many seconds."""
+        self.took_s = 0.0
+        """How long the attempt took that brought something."""
         self._house = house
         self.entry = entry
+        self._work = work
         self._call = call
         self._ways = ways
         self._deadline = deadline
@@ -381,13 +265,18 @@ class _Run(Generic[T]):
         self._circuit: Breaker | None = None
         """The first of those that are open to let a call pass again."""
         self._unable: InvalidRequest | None = None
+        self._overloaded: Overloaded | None = None
+        """Why a turn could not come in time."""
 
     async def first_that_can(self) -> tuple[T, Attempt]:
         """Go through the routes until one brings something. Ends at once when it is cancelled, also while it waits."""
         while (way := self._next()) is not None:
             if not await self._is_due(way):
                 continue
-            attempt = self._attempt_at(way, "retry" if way.is_retry else "fallback" if self._made else "first")
+            self._current = None
+            kind: Kind = "retry" if way.is_retry else "fallback" if self._made else "first"
+            turn = await self._turn_at(way)
+            attempt = None if turn is None else self._attempt_at(way, kind, turn)
             if attempt is not None:
                 answer = await self._ask(way, attempt)
                 if answer is not None:
@@ -402,7 +291,10 @@ class _Run(Generic[T]):
         """Make one attempt with another route, or another key; None if there is none, or it fails."""
         others = [way for way in self._ways if not (way.over or way.asked or way is self._current)]
         for way in (*others, *(way for way in (self._current,) if way is not None)):
-            attempt = self._attempt_at(way, "hedge", quietly=True)
+            turn = await way.lane.queue.turn(
+                self._work, way.route.model, way.free_in_s, until=self._deadline.at, patient=False
+            )
+            attempt = None if turn is None else self._attempt_at(way, "hedge", turn, quietly=True)
             if attempt is None:
                 continue
             # A route of its own is no other attempt's business any more, whatever comes of it here.
@@ -420,7 +312,8 @@ class _Run(Generic[T]):
         stay, self._stay = self._stay, None
         if stay is not None:
             return stay
-        return min((way for way in self._ways if not way.over), key=lambda way: way.not_before, default=None)
+        left = (way for way in self._ways if not way.over)
+        return min(left, key=lambda way: (way.is_full, way.not_before), default=None)
 
     async def _is_due(self, way: _Way) -> bool:
         """Wait until a route may be asked; False if that is too late, and it is over."""
@@ -431,12 +324,35 @@ class _Run(Generic[T]):
         way.over = max(way.not_before, self._house.clock.monotonic()) >= self._deadline.at
         return not way.over
 
-    def _attempt_at(self, way: _Way, kind: Kind, *, quietly: bool = False) -> Attempt | None:
-        """Find a key for an attempt; None if the route is over, or has to wait, which is not looked at ``quietly``."""
+    async def _turn_at(self, way: _Way) -> Turn | None:
+        """Wait for a turn, but not while another route may have one at once; None if there is none, or not yet."""
+        try:
+            turn = await way.lane.queue.turn(
+                self._work, way.route.model, way.free_in_s, until=self._deadline.at, patient=way.is_full
+            )
+        except Overloaded as error:
+            self._overloaded = error
+            way.over = True
+            return None
+        if turn is None:
+            way.is_full = True
+        return turn
+
+    def _attempt_at(self, way: _Way, kind: Kind, turn: Turn, *, quietly: bool = False) -> Attempt | None:
+        """Find a key for an attempt; None if the route is over, or has to wait, which is not looked at ``quietly``.
+
+        Then the turn is given back.
+        """
+        attempt = self._keyed(way, kind, turn, quietly=quietly)
+        if attempt is None:
+            turn.give_back()
+        return attempt
+
+    def _keyed(self, way: _Way, kind: Kind, turn: Turn, *, quietly: bool) -> Attempt | None:
         gate = _Gate(self._house, self.entry, way)
         failure: UpstreamError | None = None
         try:
-            key = way.provider.keys.take(way.route.model, gate.admits)
+            key = way.provider.keys.take(way.route.model, gate.admits, tokens=self._work.tokens)
         except UpstreamError as error:
             failure, key = error, None
         if gate.barred_by is not None and (self._circuit is None or gate.barred_by.wait_s < self._circuit.wait_s):
@@ -454,7 +370,7 @@ class _Run(Generic[T]):
         way.asked += 1
         self._made += 1
         until = min(self._deadline.at, self._house.clock.monotonic() + way.lane.settings.timeouts_s.total)
-        return Attempt(way.provider, way.route, key, Deadline(until), kind, gate.permit)
+        return Attempt(way.provider, way.route, key, Deadline(until), kind, gate.permit, turn)
 
     def _pay_for(self, way: _Way) -> bool:
         way.is_retry = False
@@ -493,11 +409,10 @@ class _Run(Generic[T]):
             self._unable = error
             way.over = True
         except UpstreamError as error:
-            in_vain = isinstance(error, UpstreamTimeout) and self._house.clock.monotonic() - began < way.patience_s
-            self._over(attempt, error.code, None if in_vain else error)
+            self._over(attempt, error.code, error, in_vain=self._is_in_vain(way, error, began))
             if not error.fallback:
                 raise
-            self._failure = self._house.last_failure = error
+            self._failure = error
             if attempt.kind != "hedge":
                 self._after(way, error)
         except Exception as error:
@@ -506,20 +421,33 @@ class _Run(Generic[T]):
         else:
             if attempt.permit is not None:
                 attempt.permit.succeeded()
-            self._house.took(self.entry, self._house.clock.monotonic() - began)
+            self.took_s = self._house.clock.monotonic() - began
             self._house.metrics.upstream_attempts.labels(attempt.route.provider, attempt.kind, "ok").inc()
             return value, attempt
         return None
 
-    def _over(self, attempt: Attempt, outcome: str, error: UpstreamError | None = None) -> None:
-        """Count an attempt that failed, and tell its breaker what it says of the provider."""
+    def _is_in_vain(self, way: _Way, error: UpstreamError, began: float) -> bool:
+        """Whether a timeout says that the request had no more time, and nothing of the provider."""
+        if not isinstance(error, UpstreamTimeout):
+            return False
+        now = self._house.clock.monotonic()
+        callers_own = self._work.deadline_at is not None and now >= self._work.deadline_at
+        return callers_own or now - began < way.patience_s
+
+    def _over(
+        self, attempt: Attempt, outcome: str, error: UpstreamError | None = None, *, in_vain: bool = False
+    ) -> None:
+        """Count an attempt that failed, end its turn, and note what it says of the provider, but not ``in_vain``."""
         provider = attempt.route.provider
         self._house.metrics.upstream_requests.labels(provider, self.entry.name, outcome).inc()
         self._house.metrics.upstream_attempts.labels(provider, attempt.kind, outcome).inc()
+        if isinstance(error, PUSH_BACKS) and not in_vain:
+            attempt.turn.pushed_back()
+        attempt.turn.end(None, billed=outcome == "cancelled" or isinstance(error, MAY_BE_BILLED))
         permit = attempt.permit
         if permit is None:
             return
-        if isinstance(error, _OUTAGES):
+        if isinstance(error, OUTAGES) and not in_vain:
             permit.failed(error.code)
         elif isinstance(error, UpstreamThrottled | UpstreamRejected):
             permit.succeeded()
@@ -535,7 +463,7 @@ class _Run(Generic[T]):
         elif isinstance(error, UpstreamThrottled):
             way.throttled = error
             self._stay = way
-        elif isinstance(error, _OUTAGES):
+        elif isinstance(error, OUTAGES):
             self._wait(way, error)
             at_once = isinstance(error, UpstreamUnavailable | UpstreamInvalid) and error.retry_after_s is None
             if at_once and not way.over:
@@ -560,12 +488,18 @@ class _Run(Generic[T]):
         """Return what says most about why no attempt brought anything."""
         if self._failure is not None and (self._failure.retryable or self._circuit is None):
             return self._failure
+        if self._overloaded is not None:
+            return self._overloaded
+        if self._circuit is not None and self._circuit.is_refusal:
+            return UpstreamMisconfigured(
+                f"{self.entry.name}: its provider refuses the model or our use of it ({self._circuit.cause})",
+                refused="model",
+            )
         if self._circuit is not None:
             return CircuitOpen(
                 f"{self.entry.name}: its providers are given a rest after failures ({self._circuit.cause})",
                 retry_after_s=self._circuit.wait_s,
             )
         if self._no_key is not None:
-            self._house.last_failure = self._no_key
             return self._no_key
         return self._unable or UpstreamTimeout("the time for this request was over before a provider could be asked")

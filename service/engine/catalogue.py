@@ -109,6 +109,15 @@ class ModelCatalogue:
                     routes.setdefault(route.provider, Route(route.provider, upstream))
         return tuple(routes.values())
 
+    def price_at(self, route: Route) -> Price | None:
+        """Return what a model of :meth:`chat_routes` costs; None where that is unknown."""
+        for name, settings in self._models.settings.items():
+            given = settings.price_usd_per_million_tokens
+            ours = (upstream.model or name for upstream in settings.routes if upstream.provider == route.provider)
+            if given is not None and any(fnmatchcase(route.model, model) for model in ours):
+                return Price.from_settings(given)
+        return None
+
 
 class _Models:
     """The models of one moment; never changed, only replaced."""

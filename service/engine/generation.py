@@ -2,24 +2,25 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
-from service.domain.clock import Clock
 from service.domain.estimates import delta_size, input_size, tokens_in
 from service.domain.generation import (
     Chunk,
     Completion,
     EmbeddingRequest,
     EmbeddingResult,
+    FinishReason,
     GenerationRequest,
     Usage,
 )
 from service.domain.principal import Principal, RequestContext
 from service.engine.admission import Admission
-from service.engine.attempts import Attempt, Attempts
+from service.engine.attempt import Attempt
+from service.engine.attempts import Attempts
 from service.engine.catalogue import Mode, ModelCard, ModelCatalogue, ModelEntry, Route
-from service.errors import InternalError, ServiceError, UpstreamError
+from service.errors import InternalError, ServiceError
 from service.telemetry.metrics import Metrics
 
 
@@ -37,20 +38,11 @@ class GenerationService:
         attempts: Attempts,
         admission: Admission,
         metrics: Metrics,
-        clock: Clock,
     ) -> None:
         self._catalogue = catalogue
         self._attempts = attempts
         self._admission = admission
         self._metrics = metrics
-        self._clock = clock
-        self.last_success_at: float | None = None
-        """Monotonic seconds of the last answer that a provider gave to a caller."""
-
-    @property
-    def last_failure(self) -> UpstreamError | None:
-        """Why no provider could answer, if that is how the last request that reached one went."""
-        return self._attempts.last_failure
 
     def models(self, principal: Principal) -> tuple[ModelCard, ...]:
         """List what the principal may use."""
@@ -66,13 +58,15 @@ class GenerationService:
         async with self._admission.admitted(entry, request, context) as admitted:
 
             async def call(attempt: Attempt) -> Completion:
-                admitted.began = True
-                return await attempt.provider.complete(
-                    request, upstream_model=attempt.route.model, deadline=attempt.deadline, key=attempt.key
-                )
+                with admitted.asking():
+                    return await attempt.provider.complete(
+                        request, upstream_model=attempt.route.model, deadline=attempt.deadline, key=attempt.key
+                    )
 
-            completion, attempt = await self._attempts.make(entry, call)
+            completion, attempt = await self._attempts.make(entry, admitted.work, call)
             admitted.usage = completion.usage
+            admitted.was_cut = any(choice.finish_reason is FinishReason.LENGTH for choice in completion.choices)
+            attempt.turn.end(completion.usage)
         self._succeeded(entry, attempt.route, completion.usage)
         return completion
 
@@ -82,13 +76,14 @@ class GenerationService:
         async with self._admission.admitted(entry, request, context) as admitted:
 
             async def call(attempt: Attempt) -> EmbeddingResult:
-                admitted.began = True
-                return await attempt.provider.embed(
-                    request, upstream_model=attempt.route.model, deadline=attempt.deadline, key=attempt.key
-                )
+                with admitted.asking():
+                    return await attempt.provider.embed(
+                        request, upstream_model=attempt.route.model, deadline=attempt.deadline, key=attempt.key
+                    )
 
-            result, attempt = await self._attempts.make(entry, call)
+            result, attempt = await self._attempts.make(entry, admitted.work, call)
             admitted.usage = result.usage
+            attempt.turn.end(result.usage)
         self._succeeded(entry, attempt.route, result.usage)
         return result
 
@@ -105,18 +100,20 @@ class GenerationService:
             admitted = await stack.enter_async_context(self._admission.admitted(entry, request, context))
 
             async def call(attempt: Attempt) -> _Opened:
-                admitted.began = True
-                return await _opened(attempt, request)
+                with admitted.asking():
+                    return await _opened(attempt, request)
 
             async def lose(attempt: Attempt, opened: _Opened | None) -> None:
-                written = 0
+                usage = Usage(tokens_in(input_size(request)), 0, estimated=True)
                 if opened is not None:
-                    written = opened.observed.seen_tokens
+                    usage = opened.observed.estimated_usage(request)
                     await opened.stack.aclose()
+                    attempt.turn.end(usage)
                     self._count(entry, attempt.route, "cancelled")
-                self._count_tokens(entry, attempt.route, Usage(tokens_in(input_size(request)), written, estimated=True))
+                self._count_tokens(entry, attempt.route, usage)
 
-            opened, attempt = await self._attempts.make(entry, call, lose=lose)
+            opened, attempt = await self._attempts.make(entry, admitted.work, call, lose=lose)
+            stack.callback(lambda: attempt.turn.end(admitted.usage))  # once the connection is closed
             stack.push_async_exit(opened.stack)
             route, observed = attempt.route, opened.observed
             outcome = "cancelled"
@@ -128,6 +125,7 @@ class GenerationService:
                 raise
             finally:
                 admitted.usage = observed.usage or observed.estimated_usage(request)
+                admitted.was_cut = observed.was_cut
                 if outcome == "ok":
                     self._succeeded(entry, route, observed.usage)
                 else:
@@ -137,8 +135,6 @@ class GenerationService:
                     self._count_tokens(entry, route, admitted.usage)
 
     def _succeeded(self, entry: ModelEntry, route: Route, usage: Usage | None) -> None:
-        self.last_success_at = self._clock.monotonic()
-        self._attempts.last_failure = None
         self._count(entry, route, "ok")
         if usage is not None:
             self._count_tokens(entry, route, usage)
@@ -158,12 +154,16 @@ class _ObservedStream:
     def __init__(self, first: Chunk, rest: AsyncIterator[Chunk]) -> None:
         self._first: Chunk | None = first
         self._rest = rest
-        self._seen_bytes = sum(map(delta_size, first.deltas))
+        self._seen_bytes = 0
+        self._first_usage = first.first_usage
         self.usage = first.usage
+        self.was_cut = False
+        """Whether an answer reached its token limit."""
         self.ended = False
         """Whether the provider's stream came to its own end."""
         self.failure: Exception | None = None
         """What ended it otherwise."""
+        self._look_at(first)
 
     def __aiter__(self) -> Self:
         return self
@@ -180,11 +180,16 @@ class _ObservedStream:
             except Exception as error:
                 self.failure = error
                 raise
-            for delta in chunk.deltas:
-                self._seen_bytes += delta_size(delta)
+            self._look_at(chunk)
         if chunk.usage is not None:
             self.usage = chunk.usage
         return chunk
+
+    def _look_at(self, chunk: Chunk) -> None:
+        for delta in chunk.deltas:
+            self._seen_bytes += delta_size(delta)
+            if delta.finish_reason is FinishReason.LENGTH:
+                self.was_cut = True
 
     @property
     def seen_tokens(self) -> int:
@@ -192,7 +197,10 @@ class _ObservedStream:
         return tokens_in(self._seen_bytes)
 
     def estimated_usage(self, request: GenerationRequest) -> Usage:
-        """Guess the tokens that the provider bills for what came, handed on or not."""
+        """Guess the tokens that the provider bills for what came, handed on or not; what it read it may have told."""
+        told = self._first_usage
+        if told is not None:
+            return replace(told, output_tokens=max(told.output_tokens, self.seen_tokens), estimated=True)
         return Usage(tokens_in(input_size(request)), self.seen_tokens, estimated=True)
 
 
@@ -213,6 +221,7 @@ async def _opened(attempt: Attempt, request: GenerationRequest) -> _Opened:
             )
         )
         first = await _first_content(chunks)
+        attempt.turn.first_content()
         return _Opened(_ObservedStream(first, chunks), stack.pop_all())
 
 
@@ -240,6 +249,7 @@ def _merged(first: Chunk, second: Chunk) -> Chunk:
         dialect=first.dialect,
         deltas=first.deltas + second.deltas,
         usage=second.usage or first.usage,
+        first_usage=first.first_usage or second.first_usage,
         response_id=first.response_id or second.response_id,
         model=first.model or second.model,
     )

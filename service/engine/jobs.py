@@ -10,10 +10,12 @@ from service.domain.generation import Completion, GenerationRequest
 from service.domain.job import Job
 from service.domain.principal import Principal, RequestContext
 from service.engine.generation import GenerationService
-from service.errors import JobNotFound, RateLimited
+from service.errors import CircuitOpen, JobNotFound, Overloaded, RateLimited, StoreUnavailable, UpstreamThrottled
 
 LIMIT_WAIT_S = 60.0
 """A job waits so long for its turn at a limit, again and again; for a budget that is spent it does not."""
+_PASSING = (Overloaded, CircuitOpen, UpstreamThrottled)
+"""What a job waits for, however long it takes: it has time."""
 
 
 class JobQueue(Protocol):
@@ -82,7 +84,7 @@ class JobRunner:
 
     async def __call__(self, job: Job) -> Completion:
         """Generate what the job asks for; raise any ``ServiceError``."""
-        context = RequestContext(request_id=job.id, principal=job.principal)
+        context = RequestContext(request_id=job.id, principal=job.principal, background=True)
         while True:
             try:
                 return await self._generation.complete(job.request, context)
@@ -91,3 +93,9 @@ class JobRunner:
                 if wait_s is None or wait_s > LIMIT_WAIT_S:
                     raise
                 await self._sleep(wait_s)
+            except _PASSING as error:
+                await self._sleep(min(LIMIT_WAIT_S, error.retry_after_s or 1.0))
+            except StoreUnavailable as error:
+                if error.retry_after_s is None:
+                    raise
+                await self._sleep(min(LIMIT_WAIT_S, error.retry_after_s))

@@ -14,7 +14,7 @@ from service.config.fingerprint import KeyFingerprints
 from service.domain.clock import Clock
 from service.domain.probe import Evidence, Outcome, Sight, Subject
 from service.engine.catalogue import Route
-from service.engine.drain import Drain
+from service.engine.drain import Drain, Stage
 from service.engine.probe_board import ProbeBoard
 from service.engine.prober import PROBE_TIMEOUT_S, Prober
 from service.errors import UpstreamError, UpstreamMisconfigured
@@ -35,6 +35,9 @@ KEY_LAG_S = 1.5
 """How long after the change of a key file a call may still have the old key; providers look once a second."""
 FAILURES = 2
 """Passing trouble counts from so many failed checks on, where there was success before: one may be a lost packet."""
+TOGETHER_S = 10.0
+"""How long before a process began a success still proves its key: so far apart may processes be that start together, of
+which one makes the check. A key that was revoked longer before the start is found out by a check of its own."""
 NOTHING_KNOWN = "not checked yet"
 
 
@@ -88,12 +91,14 @@ class _Watch:
     """What to ask it for."""
     gates: bool
     """Whether it may keep the process unready. Not where it came by a reload: all processes would turn at once."""
+    since: float
+    """When this process began to watch it."""
     fingerprint: str | None = None
     """Of the keys that calls have by now."""
     newer: tuple[str, float] | None = None
     """Of the keys that stand in the files, and since when."""
     proven: bool = False
-    """Whether it was seen to work since this process began."""
+    """Whether it was seen to work since this process began, or a moment before."""
     outcome: Outcome | None = None
     reason: str | None = None
     failures: int = 0
@@ -109,6 +114,10 @@ class _Watch:
             return True
         return False
 
+    def proves_s(self, now: float) -> float:
+        """Return how old a success may be to prove the keys to this process."""
+        return math.inf if self.proven else now - self.since + TOGETHER_S
+
     def take(self, sight: Sight, *, proves_s: float) -> None:
         """Keep the newest of what a sight shows. To a process that begins, an older success proves nothing."""
         seen = sight.evidence
@@ -123,7 +132,7 @@ class _Watch:
         else:
             self.outcome = self.reason = None
         if self.outcome is Outcome.OK and not self.proven:
-            # Before a fleet was scaled to nothing for the night, any key may have worked.
+            # Any key may have worked before: it may have been revoked since.
             self.proven = _age_of(sight) <= proves_s
             if not self.proven:
                 self.outcome = None
@@ -142,7 +151,7 @@ class _Watch:
     def is_failing(self) -> bool:
         """Whether it should be told of."""
         if self.outcome in {None, Outcome.OK}:
-            return not self.proven
+            return not self.proven and self.gates
         return not (self.proven and self.outcome.is_transient and self.failures < FAILURES)
 
 
@@ -180,8 +189,11 @@ class ReadinessCheck:
         self._began_at = clock.monotonic()
         self._was_ready = False
         self._traffic: dict[str, _Traffic] = {}
-        self._probing = settings.mode in ("key", "strict")
-        self._watches = {route.provider: _Watch(route, gates=True) for route in routes(settings.model)}
+        self._task: asyncio.Task[None] | None = None
+        self._is_running = False
+        self._watches = {
+            route.provider: _Watch(route, gates=True, since=self._began_at) for route in routes(settings.model)
+        }
         self._verdict = self._judged()
         self._set(self._verdict)
 
@@ -197,65 +209,100 @@ class ReadinessCheck:
         """
         if error is not None and not error.fallback:
             return  # what this provider rejects of a caller's request, others would too
+        if provider not in self._keys:
+            return  # it was taken out of the configuration while the call ran
         traffic = self._traffic.setdefault(provider, _Traffic())
-        changed = type(traffic.failure) is not type(error)
+        changed = _told_of(traffic.failure) != _told_of(error)
         traffic.note(self._clock.monotonic(), error, began_at)
         if changed and self._settings.mode == "passive":
             self._set(self._judged())
 
     async def prepare(self, settings: Settings) -> Callable[[], None]:
-        """See ``Reloadable`` in ``service.reloading``: the models have to change before. Its own section stays."""
+        """See ``Reloadable`` in ``service.reloading``: the models have to change before."""
 
         def commit() -> None:
+            # What was seen before checks were switched off says nothing when they are switched on again.
+            old = self._watches if self._is_probing else {}
+            self._settings = settings.readiness
             self._keys.replace(settings.providers)
-            old, self._watches = self._watches, {}
+            self._watches = {}
+            now = self._clock.monotonic()
             for route in self._routes(self._settings.model):
-                watch = old.get(route.provider) or _Watch(route, gates=not self._was_ready)
+                watch = old.get(route.provider) or _Watch(route, gates=not self._was_ready, since=now)
                 watch.route = route
                 self._watches[route.provider] = watch
+            self._traffic = {name: seen for name, seen in self._traffic.items() if name in settings.providers}
             self._set(self._judged())
+            self._start_or_stop()
 
         return commit
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keep the verdict fresh while the context is open."""
-        if not self._probing:
-            yield
-            return
-        task = asyncio.create_task(self._keep_fresh(), name="readiness")
+        self._is_running = True
+        self._start_or_stop()
         try:
-            yield
+            with self._drain.told(Stage.NOTICED, self._tell), self._drain.told(Stage.REFUSING, self._tell):
+                yield
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            self._is_running = False
+            task = self._task
+            self._start_or_stop()
+            if task is not None:
+                await asyncio.gather(task, return_exceptions=True)
 
     async def refresh(self) -> None:
-        """Look at what the fleet knows, make the checks that fall to this process, and keep the verdict."""
+        """Look at what the fleet knows, make the checks that fall to this process, and keep the verdict.
+
+        What one provider shows does not wait for the others.
+        """
         results = await asyncio.gather(*map(self._refresh, tuple(self._watches.values())), return_exceptions=True)
-        self._set(self._judged())
+        self._set(self._judged())  # the grace of the start may be over
         for result in results:
             if isinstance(result, BaseException):
                 raise result
 
     async def _refresh(self, watch: _Watch) -> None:
+        if not self._is_watching(watch):
+            return
         name = watch.route.provider
         now = self._clock.monotonic()
         traffic = self._traffic.setdefault(name, _Traffic())
         if watch.has_other_keys(self._keys(name), now):
             traffic.since = now
         subject = Subject(name, watch.route.model, watch.fingerprint or "")
+        interval_s = self._settings.interval_s * (1 + JITTER * self._chance())
         sight = await self._board.look(
             subject,
-            fresh_s=self._settings.interval_s * (1 + JITTER * self._chance()),
+            fresh_s=min(interval_s, watch.proves_s(now)),
             lease_s=LEASE_S,
             evidence=traffic.evidence(now),
         )
-        if sight.claimed:
+        if sight.claimed and self._is_watching(watch):
             sight = await self._board.publish(subject, await self._prober.ask(watch.route))
-        watch.take(sight, proves_s=(1 + JITTER) * self._settings.interval_s + LEASE_S)
+        if not self._is_watching(watch):
+            return  # its provider, or all checks, were taken out of the configuration meanwhile
+        watch.take(sight, proves_s=watch.proves_s(self._clock.monotonic()))
+        self._set(self._judged())
         if (age_s := _age_of(sight)) < math.inf:
             self._metrics.probe_age.labels(name).set(age_s)
+
+    @property
+    def _is_probing(self) -> bool:
+        return self._settings.mode in ("key", "strict")
+
+    def _is_watching(self, watch: _Watch) -> bool:
+        return self._is_probing and self._watches.get(watch.route.provider) is watch
+
+    def _start_or_stop(self) -> None:
+        """Have checks made while the context is open and the mode has any."""
+        wanted = self._is_running and self._is_probing
+        if wanted and self._task is None:
+            self._task = asyncio.create_task(self._keep_fresh(), name="readiness")
+        elif not wanted and self._task is not None:
+            self._task.cancel()
+            self._task = None
 
     def _judged(self) -> Verdict:
         match self._settings.mode:
@@ -268,7 +315,7 @@ class ReadinessCheck:
 
     def _judged_by_traffic(self) -> Verdict:
         failures = {name: traffic.failure for name, traffic in self._traffic.items()}
-        reasons = [f"{name}: {error.code}: {error.message}" for name, error in failures.items() if error]
+        reasons = [f"{name}: {': '.join(told)}" for name, error in failures.items() if (told := _told_of(error))]
         return Verdict(ready=True, status="degraded", reason="; ".join(reasons)) if reasons else READY
 
     def _judged_by_checks(self) -> Verdict:
@@ -291,7 +338,10 @@ class ReadinessCheck:
             logger.info("readiness changed", extra={"status": verdict.status, "reason": verdict.reason})
         self._verdict = verdict
         self._was_ready = self._was_ready or verdict.ready
-        self._metrics.ready.set(1 if verdict.ready and self._drain.ready else 0)
+        self._tell()
+
+    def _tell(self) -> None:
+        self._metrics.ready.set(1 if self.verdict.ready else 0)
 
     async def _keep_fresh(self) -> None:
         while True:
@@ -313,6 +363,10 @@ def _age_of(sight: Sight) -> float:
 def _reasons(watches: Iterable[_Watch]) -> str | None:
     reasons = [f"{watch.route.provider}: {watch.reason or NOTHING_KNOWN}" for watch in watches]
     return "; ".join(reasons) or None
+
+
+def _told_of(error: UpstreamError | None) -> tuple[str, str] | None:
+    return None if error is None else (error.code, error.message)
 
 
 def _refuses_key(error: UpstreamError) -> bool:

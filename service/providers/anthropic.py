@@ -27,6 +27,7 @@ from service.domain.generation import (
     ToolCallDelta,
 )
 from service.errors import InvalidRequest, UpstreamError, UpstreamInvalid, UpstreamMisconfigured
+from service.providers.allowance import read_anthropic
 from service.providers.anthropic_wire import (
     WireBlock,
     WireEvent,
@@ -72,6 +73,10 @@ _OUT_OF_FUNDS = frozenset(
 )
 """Codes and types that no waiting heals (the SDK's ``types.shared``, 2.13)."""
 
+_CREDIT_SPENT = "Your credit balance is too low to access the Anthropic API"
+"""How the message of an account that is paid in advance begins when it is empty: a 400 ``invalid_request_error``, whose
+type and code are those of any caller's mistake (Anthropic's API, as of 2026-11). The one text that is looked at."""
+
 _STATUS_OF_TYPE: Mapping[str, int] = {
     "invalid_request_error": 400,
     "authentication_error": 401,
@@ -87,7 +92,7 @@ _STATUS_OF_TYPE: Mapping[str, int] = {
 
 
 def refusal_error(status: int, headers: Mapping[str, str], body: bytes, *, provider: str) -> UpstreamError:
-    """Make an error of what the API said instead of an answer, by status and code alone.
+    """Make an error of what the API said instead of an answer, by status and code, and by one text of theirs.
 
     A success without an error in its body is ``UpstreamInvalid``.
     """
@@ -101,19 +106,23 @@ def refusal_error(status: int, headers: Mapping[str, str], body: bytes, *, provi
     code = text_of(details.get("error_code") if isinstance(details, dict) else None, limit=100)
     if inside_success:
         status = _STATUS_OF_TYPE.get(kind, 500)
-    if {code, kind} & _OUT_OF_FUNDS:
+    message = text_of(error.get("message"))
+    is_spent = status == 400 and kind == "invalid_request_error" and message.startswith(_CREDIT_SPENT)  # noqa: PLR2004
+    if is_spent or {code, kind} & _OUT_OF_FUNDS:
         return UpstreamMisconfigured(
-            f"the provider refuses our account ({code or kind})",
+            "the provider refuses our account (its credit is spent)"
+            if is_spent
+            else f"the provider refuses our account ({code or kind})",
             provider=provider,
             upstream_status=status,
-            upstream_code=code or kind,
+            upstream_code="credit_balance_too_low" if is_spent else code or kind,
             refused="funds",
         )
     refusal = Refusal(
         status=status,
         code=code or None,
         type=kind or None,
-        message=text_of(error.get("message")),
+        message=message,
         retry_after_s=retry_after_s(headers),
     )
     return error_for_status(refusal, provider=provider)
@@ -272,6 +281,7 @@ class AnthropicDecoder:
         if usage is None or usage.input_tokens is None or usage.output_tokens is None:
             raise SchemaError("message_start has no usage")
         self._first_usage = usage
+        chunk.first_usage = usage_of(usage, None)
         chunk.response_id, chunk.model = message.id, message.model
 
     def _block_delta(self, wire: WireEvent) -> Delta | None:
@@ -335,5 +345,6 @@ async def open_anthropic(name: str, settings: ProviderSettings, *, keys: KeyRing
             keys=keys,
             headers=SdkHeaders(headers_for),
             refused=partial(refusal_error, provider=name),
+            left=read_anthropic,
         ) as http:
             yield AnthropicProvider(http=http, base_url=str(client.base_url))

@@ -27,12 +27,34 @@ def any_key(_: ProviderKey) -> bool:
 class KeyPool(Protocol):
     """A provider's keys, of which those that are refused or limited are left alone for a time."""
 
-    def take(self, upstream_model: str, admits: Callable[[ProviderKey], bool] = any_key) -> ProviderKey | None:
+    def take(
+        self, upstream_model: str, admits: Callable[[ProviderKey], bool] = any_key, *, tokens: int = 0
+    ) -> ProviderKey | None:
         """Return the next key in turn that may be used for a model now; None if ``admits`` bars all of them.
 
         It is asked about keys that could be used, until it says yes. Raises ``UpstreamThrottled`` if those that are
         left have to wait, with the time until the first may go on, and ``UpstreamMisconfigured`` if there are none.
+        ``tokens`` is what the call is estimated to take; it counts as sent from here on.
         """
+        ...
+
+    def wait_s(self, upstream_model: str, *, tokens: int = 0, keep: float = 0.0) -> float:
+        """Return seconds until some key may be used for a model, as far as the vendor's limits go: 0 for now.
+
+        ``keep`` is the part of the vendor's limit that must be left after the call. It changes nothing, and says
+        nothing of keys that are refused: where there are no others it is 0, and :meth:`take` has the word.
+        """
+        ...
+
+    def all_refused(self) -> bool:
+        """Whether calls have shown, as far as they can, that the provider refuses each of the keys.
+
+        A refusal is otherwise about one of several, and says nothing of the provider.
+        """
+        ...
+
+    def retire(self) -> None:
+        """Tell nobody any more what becomes of the keys: others are in their place, or none."""
         ...
 
 

@@ -2,9 +2,11 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from service.config import ProviderKind, ProviderSettings
 from service.domain.clock import Clock
+from service.providers.allowance import Resource
 from service.providers.anthropic import open_anthropic
 from service.providers.base import Provider
 from service.providers.keys import KeyRing
@@ -20,7 +22,7 @@ async def open_provider(
     """Open the provider ``name``; close its connections on leaving. Nothing is sent before the first call.
 
     The embedded model and a simulator of ours must run already, at ``settings.base_url``: ``ValueError`` otherwise,
-    since what is meant for them must not go to a vendor. Dead keys are counted in ``metrics``.
+    since what is meant for them must not go to a vendor. Dead keys, and what is left of limits, go to ``metrics``.
     """
     local = settings.kind is ProviderKind.LOCAL
     if settings.base_url is None and (local or settings.kind is ProviderKind.SIMULATOR):
@@ -31,10 +33,12 @@ async def open_provider(
         files=settings.key_files,
         clock=clock,
         forgiving=not settings.breaker.enabled,
-        on_dead=None if metrics is None else metrics.provider_keys_dead.labels(name).set,
+        on_dead=None if metrics is None else partial(_tell_dead, metrics, name),
+        on_left=None if metrics is None else partial(_tell_left, metrics, name),
+        on_files=None if metrics is None else partial(metrics.note_key_file, "provider_keys", name),
     )
     if metrics is not None:
-        metrics.provider_keys_dead.labels(name).set(0)
+        metrics.provider_keys_dead.labels(name)  # as it stands: the provider before this one may still be in its place
     async with AsyncExitStack() as stack:
         if settings.kind is ProviderKind.ANTHROPIC:
             yield await stack.enter_async_context(open_anthropic(name, settings, keys=keys))
@@ -52,3 +56,11 @@ async def open_provider(
             rejects_with_500=local,
         )
         yield await stack.enter_async_context(provider)
+
+
+def _tell_dead(metrics: Metrics, provider: str, count: int) -> None:
+    metrics.provider_keys_dead.labels(provider).set(count)
+
+
+def _tell_left(metrics: Metrics, provider: str, resource: Resource, ratio: float) -> None:
+    metrics.provider_remaining_ratio.labels(provider, resource).set(ratio)

@@ -37,6 +37,7 @@ from service.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from service.providers.allowance import Reader
 from service.providers.base import ProviderKey
 from service.providers.keys import KeyRing
 
@@ -210,6 +211,7 @@ async def open_upstream(
     keys: KeyRing,
     headers: Callable[[ProviderKey], Mapping[str, str]],
     refused: Callable[[int, Mapping[str, str], bytes], UpstreamError],
+    left: Reader,
     keep_alive: bool = True,
 ) -> AsyncIterator["HttpUpstream"]:
     """Open an upstream with a connection pool of its own.
@@ -230,7 +232,13 @@ async def open_upstream(
         trust_env=False,
     ) as session:
         upstream = HttpUpstream(
-            provider=provider, session=session, timeouts_s=timeouts_s, keys=keys, headers=headers, refused=refused
+            provider=provider,
+            session=session,
+            timeouts_s=timeouts_s,
+            keys=keys,
+            headers=headers,
+            refused=refused,
+            left=left,
         )
         try:
             yield upstream
@@ -253,14 +261,19 @@ class HttpUpstream:
         keys: KeyRing,
         headers: Callable[[ProviderKey], Mapping[str, str]],
         refused: Callable[[int, Mapping[str, str], bytes], UpstreamError],
+        left: Reader,
     ) -> None:
-        """``headers`` gives those of a key; ``refused`` makes an error of a status, headers and body."""
+        """``headers`` gives those of a key; ``refused`` makes an error of a status, headers and body.
+
+        ``left`` reads what the headers of an answer say is left of the vendor's limits.
+        """
         self.provider = provider
         self.timeouts_s = timeouts_s
         self.keys = keys
         self._session = session
         self._headers = headers
         self._refused = refused
+        self._left = left
         self._connect = aiohttp.ClientTimeout(total=None, connect=timeouts_s.connect)
         self._proxies: dict[URL, str | None] = {}
         self._lingering: set[aiohttp.ClientResponse] = set()
@@ -289,17 +302,19 @@ class HttpUpstream:
 
         Only the deadline bounds the wait: a provider sends nothing of a plain answer before all of it is generated.
         """
+        began = False
         try:
             async with asyncio.timeout_at(deadline.at):
                 response = await self._send(ask)
                 try:
                     await self._require(response, "json", ask)
+                    began = True
                     return await self._read(response)
                 finally:
                     if not response.content.is_eof():
                         response.close()
         except _FAILURES as exc:
-            raise self.failed(exc) from exc
+            raise (self.broken_off(exc) if began else self.failed(exc)) from exc
 
     def keyed(self, ask: Ask) -> Ask:
         """Give a call its key. Raises what :meth:`service.providers.base.KeyPool.take` does."""
@@ -343,9 +358,10 @@ class HttpUpstream:
         headers = {**self._headers(ask.key), **ask.headers, **more_headers}
         if url not in self._proxies:
             self._proxies[url] = proxy_for(url)
+        mark = self.keys.mark(ask.key, ask.model)
         for attempts_left in range(MAX_STALE_CONNECTIONS, -1, -1):
             try:
-                return await self._session.post(
+                response = await self._session.post(
                     url,
                     data=body if len(body) < _LARGE_BODY_BYTES else io.BytesIO(body),
                     headers=headers,
@@ -364,6 +380,10 @@ class HttpUpstream:
                     "the request to the provider cannot be written: its key or address fits no HTTP head",
                     provider=self.provider,
                 ) from None
+            else:
+                if mark is not None and (left := self._left(response.headers)):
+                    self.keys.hear(mark, left)
+                return response
         raise AssertionError("the last attempt returns or raises")
 
     def failed(self, exc: Exception) -> UpstreamError:
@@ -375,6 +395,12 @@ class HttpUpstream:
         return UpstreamUnavailable(
             f"the connection to the provider failed ({type(exc).__name__})", provider=self.provider
         )
+
+    def broken_off(self, exc: Exception) -> UpstreamError:
+        """Classify what the client library raised after the head of a success: the answer may have to be paid for."""
+        if isinstance(exc, TimeoutError):
+            return self.failed(exc)
+        return UpstreamInvalid(f"the provider's answer broke off ({type(exc).__name__})", provider=self.provider)
 
     async def _require(self, response: aiohttp.ClientResponse, subtype: str, ask: Ask) -> None:
         """Raise unless the response is a success with a body of the kind that was asked for."""
@@ -506,7 +532,7 @@ class UpstreamStream:
         except _FAILURES as exc:
             if self._decoder.finished:
                 return b""
-            raise self._upstream.failed(exc) from exc
+            raise self._upstream.broken_off(exc) from exc
         finally:
             self._watch.stop()
 

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from service.config.keys import fits_a_header
 from service.domain.clock import Clock
 from service.errors import UpstreamError, UpstreamMisconfigured, UpstreamThrottled
+from service.providers.allowance import RESOURCES, Allowance, Left, Mark, Resource
 from service.providers.base import ProviderKey, any_key
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,8 @@ THROTTLED_MAX_S = 60.0
 """For how long a 429 is believed: the vendor's counter may be set back earlier than it said."""
 MAX_MODELS = 256
 """How many models' limits are remembered for a key; callers may choose names."""
+TELL_S = 1.0
+"""How old what is told of allowances may be; counting them for each call would be the largest part of its cost."""
 FINGERPRINT_DIGITS = 12
 
 MAX_HEADERS = 64
@@ -46,7 +49,11 @@ class _KeyFile:
         self._path = path
         self._version: tuple[int, int, int] | None = None
         self._told = False
+        self._is_usable = True
+        """Whether what was read in this version can be used."""
         self.key: str | None = None
+        self.is_good = True
+        """Whether the file as it was last seen holds :attr:`key`."""
 
     def refresh(self) -> None:
         """Read the file again if it is another one than the last time."""
@@ -56,16 +63,19 @@ class _KeyFile:
             status = os.stat(self._path)  # noqa: PTH116 - half the cost of Path.stat
             version = (status.st_mtime_ns, status.st_ino, status.st_size)
             if version == self._version:
+                self.is_good = self._is_usable
                 return
             key = self._path.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as exc:
+            self.is_good = False
             if not self._told:
                 logger.warning("key file %s cannot be read: %s", self._path, type(exc).__name__)
             self._told = True
             return
         self._version = version
         self._told = False
-        if fits_a_header(key):
+        self.is_good = self._is_usable = fits_a_header(key)
+        if self.is_good:
             self.key = key
         else:
             reason = "holds more than one key of visible ASCII characters" if key else "is empty"
@@ -87,10 +97,26 @@ class _Standing:
     """Whether a call was let through to see if it is accepted again."""
     throttled_until: dict[str, float] = field(default_factory=dict)
     """By upstream model: vendors limit each on its own."""
+    allowances: dict[str, Allowance] = field(default_factory=dict)
+    """By upstream model, too."""
+
+    def allowance(self, upstream_model: str, now: float) -> Allowance:
+        """Return what is known of a model's limits; made for a model that is asked for the first time."""
+        found = self.allowances.get(upstream_model)
+        if found is None:
+            if len(self.allowances) >= MAX_MODELS:
+                # Names that callers made up are never heard of.
+                self.allowances = {name: known for name, known in self.allowances.items() if known.is_known(now)}
+                if len(self.allowances) >= MAX_MODELS:
+                    del self.allowances[next(iter(self.allowances))]
+            found = self.allowances[upstream_model] = Allowance()
+        return found
 
 
 class KeyRing:
     """Gives out keys in turn, but for those that are refused (dead for every model) or limited (for one model).
+
+    Limited are those that the provider refused a call with, and those of which its headers say that nothing is left.
 
     A key that was replaced in its file is another key, about which nothing bad is known.
     """
@@ -104,21 +130,35 @@ class KeyRing:
         clock: Clock,
         forgiving: bool = False,
         on_dead: Callable[[int], None] | None = None,
+        on_left: Callable[[Resource, float], None] | None = None,
+        on_files: Callable[[bool], None] | None = None,
     ) -> None:
-        """``forgiving`` leaves no key alone; ``on_dead`` is told how many are dead whenever that changes."""
+        """``forgiving`` leaves no key alone; ``on_dead`` is told how many are dead whenever that changes.
+
+        ``on_files`` is told, whenever the files were looked at, whether all of them hold the key that is in use.
+
+        ``on_left`` is told, once a second at most, of each limit that the provider tells of, which part is left: by its
+        last words, and for the key and the model that have the least.
+        """
         self._provider = provider
         self._given = tuple(key.get_secret_value() for key in keys)
         self._files = tuple(_KeyFile(path) for path in files)
         self._clock = clock
         self._forgiving = forgiving
         self._on_dead = on_dead
+        self._on_left = on_left
+        self._on_files = on_files
+        self._next_tell = -math.inf
         self._dead = 0
-        self._turn = 0
+        self._turn = -1
+        """The place of the key that was given out last."""
         self._next_check = -math.inf
         self._standings = {secret: _standing(secret) for secret in (self._given or (() if files else (None,)))}
         self._in_turn = tuple(self._standings.values())
 
-    def take(self, upstream_model: str, admits: Callable[[ProviderKey], bool] = any_key) -> ProviderKey | None:
+    def take(
+        self, upstream_model: str, admits: Callable[[ProviderKey], bool] = any_key, *, tokens: int = 0
+    ) -> ProviderKey | None:
         """See :class:`service.providers.base.KeyPool`."""
         now = self._clock.monotonic()
         if self._files and now >= self._next_check:
@@ -127,11 +167,12 @@ class KeyRing:
             raise UpstreamMisconfigured(
                 "no key file of the provider holds a key that can be used", provider=self._provider
             )
-        self._turn = (self._turn + 1) % len(self._in_turn)
         wait_s = math.inf
         barred = False
-        for standing in (*self._in_turn[self._turn :], *self._in_turn[: self._turn]):
-            blocked_s = _blocked_s(standing, upstream_model, now)
+        first, count = self._turn + 1, len(self._in_turn)
+        for place in range(first, first + count):
+            standing = self._in_turn[place % count]
+            blocked_s = _blocked_s(standing, upstream_model, now, tokens=tokens)
             if blocked_s:
                 wait_s = min(wait_s, blocked_s)
             elif admits(standing.key):
@@ -139,6 +180,9 @@ class KeyRing:
                     # The others do not wait for what this call finds.
                     standing.tried_again_at = now + standing.refused_s
                     standing.is_tried = True
+                if not self._forgiving:
+                    standing.allowance(upstream_model, now).begin(tokens, now)
+                self._turn = place % count
                 return standing.key
             else:
                 barred = True
@@ -149,6 +193,45 @@ class KeyRing:
         if barred:
             return None
         raise self._all_dead()
+
+    def wait_s(self, upstream_model: str, *, tokens: int = 0, keep: float = 0.0) -> float:
+        """See :class:`service.providers.base.KeyPool`."""
+        now = self._clock.monotonic()
+        wait_s = math.inf
+        for standing in self._in_turn:
+            blocked_s = _blocked_s(standing, upstream_model, now, tokens=tokens, keep=keep)
+            if not blocked_s:
+                return 0.0
+            wait_s = min(wait_s, blocked_s)
+        return wait_s if wait_s < math.inf else 0.0
+
+    def all_refused(self) -> bool:
+        """See :class:`service.providers.base.KeyPool`. A forgiving ring can tell only where it has no more than one."""
+        if self._forgiving:
+            return len(self._in_turn) <= 1
+        return all(standing.tried_again_at is not None for standing in self._in_turn)
+
+    def retire(self) -> None:
+        """See :class:`service.providers.base.KeyPool`."""
+        if self._on_dead is not None:
+            self._on_dead(0)
+        if self._on_files is not None:
+            self._on_files(True)  # noqa: FBT003 - a callback has no names
+        self._on_dead = self._on_left = self._on_files = None
+
+    def mark(self, key: ProviderKey, upstream_model: str) -> Mark | None:
+        """Remember that a call is sent now, for :meth:`hear`; None where nobody wants to."""
+        standing = self._standings.get(key.secret)
+        allowance = None if standing is None else standing.allowances.get(upstream_model)
+        return None if allowance is None else allowance.mark(self._clock.monotonic())
+
+    def hear(self, mark: Mark, found: tuple[Left, ...]) -> None:
+        """Take note of what the provider says is left, in the headers of an answer to the call that was marked."""
+        now = self._clock.monotonic()
+        mark.allowance.hear(found, mark, now)
+        if self._on_left is not None and now >= self._next_tell:
+            self._next_tell = now + TELL_S
+            self._tell_left(self._on_left, now)
 
     def note(self, key: ProviderKey, upstream_model: str, error: UpstreamError) -> None:
         """Take note of how a call with a key failed."""
@@ -212,10 +295,24 @@ class KeyRing:
             if self._on_dead is not None:
                 self._on_dead(dead)
 
+    def _tell_left(self, on_left: Callable[[Resource, float], None], now: float) -> None:
+        known = [
+            allowance.ratios()
+            for standing in self._in_turn
+            for allowance in standing.allowances.values()
+            if allowance.is_known(now)
+        ]
+        for resource in RESOURCES:
+            ratios = [ratio[resource] for ratio in known if resource in ratio]
+            if ratios:
+                on_left(resource, min(ratios))
+
     def _follow_files(self, now: float) -> None:
         self._next_check = now + CHECK_INTERVAL_S
         for file in self._files:
             file.refresh()
+        if self._on_files is not None:
+            self._on_files(all(file.is_good for file in self._files))
         secrets = dict.fromkeys((*self._given, *(file.key for file in self._files if file.key is not None)))
         if secrets.keys() != self._standings.keys():
             self._standings = {secret: self._standings.get(secret) or _standing(secret) for secret in secrets}
@@ -223,11 +320,13 @@ class KeyRing:
             self._count_dead()
 
 
-def _blocked_s(standing: _Standing, upstream_model: str, now: float) -> float:
+def _blocked_s(standing: _Standing, upstream_model: str, now: float, *, tokens: int, keep: float = 0.0) -> float:
     """Return for how long a key must not be used for a model: 0, a time, or for ever as far as this call goes."""
     if standing.tried_again_at is not None and standing.tried_again_at > now:
         return math.inf
-    return max(0.0, standing.throttled_until.get(upstream_model, now) - now)
+    throttled_s = max(0.0, standing.throttled_until.get(upstream_model, now) - now)
+    allowance = standing.allowances.get(upstream_model)
+    return throttled_s if allowance is None else max(throttled_s, allowance.wait_s(tokens, keep, now))
 
 
 def _standing(secret: str | None) -> _Standing:

@@ -27,6 +27,7 @@ from service.domain.generation import (
     Usage,
 )
 from service.errors import UpstreamError, UpstreamInvalid, UpstreamMisconfigured
+from service.providers.allowance import read_openai
 from service.providers.base import KeyPool, ProviderKey
 from service.providers.event_stream import Event, EventReader
 from service.providers.http import Ask, HttpUpstream, Refusal, error_for_status, open_upstream, retry_after_s, text_of
@@ -58,6 +59,10 @@ _OUT_OF_FUNDS = frozenset(
     }
 )
 """Codes of a 429 that no waiting heals (OpenAI, "Error codes", as of 2026-11)."""
+
+_REFUSED_KEYS = frozenset({"API_KEY_INVALID", "API_KEY_SERVICE_BLOCKED", "API_KEY_IP_ADDRESS_BLOCKED"})
+"""Reasons in the ``details`` of an error, by which Google's APIs say that it is the key which is refused, with a 400 or
+403 that others have for requests (google.rpc.ErrorInfo, ``google/api/error_reason.proto``, as of 2026-11)."""
 
 _STATUS_OF_CODE: Mapping[str, int] = {
     "rate_limit_exceeded": 429,
@@ -97,6 +102,8 @@ def _error_object(body: bytes) -> Mapping[str, Any] | None:
         value = orjson.loads(body)
     except orjson.JSONDecodeError:
         return None
+    if isinstance(value, list) and value:
+        value = value[0]  # Google's servers
     if not isinstance(value, dict):
         return None
     error = value.get("error")
@@ -110,6 +117,14 @@ def _error_object(body: bytes) -> Mapping[str, Any] | None:
     return value if value.get("object") == "error" else None
 
 
+def _reason_in(error: Mapping[str, Any]) -> str | None:
+    details = error.get("details")
+    if not isinstance(details, list):
+        return None
+    reasons = (detail.get("reason") for detail in details if isinstance(detail, dict))
+    return next((reason for reason in reasons if isinstance(reason, str)), None)
+
+
 def _classified(status: int, error: Mapping[str, Any], retry_after: float | None, provider: str) -> UpstreamError:
     number = error.get("code")
     code, kind = text_of(error.get("code"), limit=100), text_of(error.get("type"), limit=100)
@@ -119,6 +134,15 @@ def _classified(status: int, error: Mapping[str, Any], retry_after: float | None
         status = 429 if {code, kind} & _OUT_OF_FUNDS else status
     if status == 503 and "slow_down" in {code, kind}:  # noqa: PLR2004
         status = 429
+    reason = _reason_in(error)
+    if 400 <= status < 500 and reason in _REFUSED_KEYS:  # noqa: PLR2004
+        return UpstreamMisconfigured(
+            f"the provider refuses our key ({reason})",
+            provider=provider,
+            upstream_status=status,
+            upstream_code=reason,
+            refused="key",
+        )
     refusal = Refusal(
         status=status,
         code=code or None,
@@ -372,6 +396,7 @@ async def open_openai(
             keys=keys,
             headers=SdkHeaders(headers_for),
             refused=partial(refusal_error, provider=name, rejects_with_500=rejects_with_500),
+            left=read_openai,
             keep_alive=keep_alive,
         ) as http:
             yield OpenAIProvider(http=http, base_url=str(client.base_url), stop=stop)

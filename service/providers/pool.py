@@ -11,7 +11,7 @@ from typing_extensions import override
 from service.config import ProviderSettings, Settings
 from service.domain.clock import Clock, Deadline
 from service.domain.generation import Chunk, Completion, EmbeddingRequest, EmbeddingResult, GenerationRequest
-from service.errors import UpstreamError, UpstreamUnavailable
+from service.errors import UpstreamError, UpstreamMisconfigured, UpstreamUnavailable
 from service.providers.base import KeyPool, Provider, ProviderKey
 
 _APPLIED_ELSEWHERE = frozenset({"limits", "retries"})
@@ -120,6 +120,8 @@ class _Slot:
             yield opened.provider
         except UpstreamError as raised:
             error = raised
+            if _refuses_one_key(error) and not opened.provider.keys.all_refused():
+                tells = None
             raise
         except BaseException:
             # What was cancelled, or ended by a defect of ours, says nothing of the provider.
@@ -134,9 +136,11 @@ class _Slot:
 class ProviderPool(Mapping[str, Provider]):
     """All providers of a process. Who holds one of them calls, each time, what stands behind its name by then."""
 
-    def __init__(self, opener: ProviderOpener, clock: Clock) -> None:
+    def __init__(self, opener: ProviderOpener, clock: Clock, *, on_gone: Callable[[str], object] | None = None) -> None:
+        """``on_gone`` is told the name of a provider that is taken out."""
         self._opener = opener
         self._clock = clock
+        self._on_gone = on_gone
         self._members: dict[str, _Member] = {}
         self._slots: dict[str, Provider] = {}
         self._retired: dict[asyncio.Task[None], _Opened] = {}
@@ -213,15 +217,18 @@ class ProviderPool(Mapping[str, Provider]):
                 self._retire(member)
                 member.opened = one
         for name, member in self._members.items():
-            if name not in names:
+            if name not in names and member.opened is not None:
                 self._retire(member)
                 member.opened = None
+                if self._on_gone is not None:
+                    self._on_gone(name)
         self._slots = {name: _Slot(self._members[name], self._tell, self._clock) for name in names}
         self._unobserved.clear()
         self._unobserved.update({name: _Slot(self._members[name], None, self._clock) for name in names})
 
     def _retire(self, member: _Member) -> None:
         if member.opened is not None:
+            member.opened.provider.keys.retire()
             task = asyncio.create_task(member.opened.close_when_idle(), name=f"closing provider {member.name}")
             self._retired[task] = member.opened
             task.add_done_callback(lambda done: self._retired.pop(done, None))
@@ -229,6 +236,10 @@ class ProviderPool(Mapping[str, Provider]):
     def _tell(self, name: str, error: UpstreamError | None, began_at: float) -> None:
         for observer in self._observers:
             observer(name, error, began_at)
+
+
+def _refuses_one_key(error: UpstreamError) -> bool:
+    return isinstance(error, UpstreamMisconfigured) and error.refused in {"key", "funds"}
 
 
 def _differ(one: ProviderSettings, other: ProviderSettings) -> bool:

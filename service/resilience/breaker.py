@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 
 from service.config import BreakerSettings
@@ -11,6 +12,8 @@ SLOTS = 10
 """Into which the window of the failure rate is divided."""
 PROBE_S = 10.0
 """How long a probe keeps others from probing. What is repaired answers new calls while an old one may still hang."""
+REFUSALS = 5
+"""So many in a row open what has worked: one may be about that very request, or a name that its caller made up."""
 
 
 class State(StrEnum):
@@ -27,23 +30,25 @@ class State(StrEnum):
 class Permit:
     """One call that a breaker let through. Whoever made it says how it went; of a stream that broke off, both words."""
 
-    __slots__ = ("_breaker", "_epoch", "_is_probe")
+    __slots__ = ("_breaker", "_epoch", "_is_probe", "_success")
 
     def __init__(self, breaker: "Breaker", epoch: int, *, is_probe: bool) -> None:
         self._breaker = breaker
         self._epoch = epoch
         self._is_probe = is_probe
+        self._success: Success | None = None
 
     def succeeded(self) -> None:
-        """Say that an answer came, be it a refusal: the other side works."""
-        self._breaker.note_success(self._epoch)
+        """Say that an answer came, or is coming: the other side works."""
+        self._success = self._breaker.note_success(self._epoch)
 
     def failed(self, cause: str) -> None:
         """Say that no answer came, or a broken one; also after :meth:`succeeded`, where it broke off later."""
-        self._breaker.note_failure(self._epoch, cause)
+        success, self._success = self._success, None
+        self._breaker.note_failure(self._epoch, cause, taken_back=success)
 
     def refused(self, cause: str) -> None:
-        """Say that no call of this kind will be answered before somebody acts."""
+        """Say that the other side works, and does not want calls of this kind, or this one."""
         self._breaker.note_refusal(self._epoch, cause)
 
     def left(self) -> None:
@@ -52,10 +57,20 @@ class Permit:
             self._breaker.note_nothing(self._epoch)
 
 
+@dataclass(frozen=True, slots=True)
+class Success:
+    """What a success did, so that it can be taken back."""
+
+    number: int
+    row: int
+    """Failures in a row that it ended."""
+
+
 class Breaker:
     """Opens after failures in a row, or at a rate; then lets single probes through, and closes after one that succeeds.
 
-    What calls report that began before its last change of state is passed over: it is about another time.
+    It opens after refusals, too: after the first where nothing has ever succeeded, else after some in a row.
+    What calls report that began before it opened or closed is passed over: it is about another time.
     """
 
     def __init__(
@@ -73,7 +88,11 @@ class Breaker:
         self._on_change = on_change
         self._window: deque[_Slot] = deque(maxlen=SLOTS)
         self._row = 0
+        self._refusals = 0
+        """In a row."""
+        self._successes = 0
         self._epoch = 0
+        self._opened_epoch = 0
         self._openings = 0
         """In a row, without a longer time of peace between them."""
         self._closed_at = -float("inf")
@@ -81,6 +100,8 @@ class Breaker:
         self.state = State.CLOSED
         self.cause = ""
         """Why it is not closed."""
+        self.is_refusal = False
+        """Whether it is not closed because calls were refused, not for want of answers."""
 
     @property
     def wait_s(self) -> float:
@@ -107,33 +128,51 @@ class Breaker:
         self._set(State.HALF_OPEN)
         return Permit(self, self._epoch, is_probe=True)
 
-    def note_success(self, epoch: int) -> None:
+    def note_success(self, epoch: int) -> Success | None:
         """See :meth:`Permit.succeeded`."""
-        if epoch != self._epoch:
-            return
         if self.state is State.HALF_OPEN:
-            self._close()
-        else:
-            self._row = 0
-            self._slot().calls += 1
+            # A probe that others overtook, since it took longer than they had to wait, proves as much as theirs.
+            if epoch > self._opened_epoch:
+                self._successes += 1
+                self._close()
+            return None
+        if epoch != self._epoch:
+            return None
+        self._successes += 1
+        success = Success(self._successes, self._row)
+        self._row = self._refusals = 0
+        self._slot().calls += 1
+        return success
 
-    def note_failure(self, epoch: int, cause: str) -> None:
-        """See :meth:`Permit.failed`."""
+    def note_failure(self, epoch: int, cause: str, *, taken_back: Success | None = None) -> None:
+        """See :meth:`Permit.failed`; ``taken_back`` is the success that was reported too early."""
         if epoch != self._epoch:
             return
         if self.state is State.HALF_OPEN:
             self._open(cause)
             return
         slot = self._slot()
-        slot.calls += 1
         slot.failures += 1
         self._row += 1
+        if taken_back is None:
+            slot.calls += 1
+        elif taken_back.number == self._successes:
+            # Nothing has succeeded since, so that the row goes on where it was thought to have ended.
+            self._row += taken_back.row
         if self._row >= self._settings.failures_in_a_row or self._fails_at_a_rate():
             self._open(cause)
 
     def note_refusal(self, epoch: int, cause: str) -> None:
         """See :meth:`Permit.refused`."""
-        if epoch == self._epoch:
+        if epoch != self._epoch:
+            return
+        if not self._successes or (self.state is State.HALF_OPEN and self.is_refusal):
+            self._open(cause, refused=True)
+            return
+        if self.state is State.HALF_OPEN:
+            self._close()  # what did not answer does
+        self._refusals += 1
+        if self._refusals >= REFUSALS:
             self._open(cause, refused=True)
 
     def note_nothing(self, epoch: int) -> None:
@@ -159,17 +198,20 @@ class Breaker:
         rest_s = min(cap_s, base_s * 2.0 ** min(self._openings, SLOTS))
         self._openings += 1
         self._epoch += 1
+        self._opened_epoch = self._epoch
         self.cause = cause
+        self.is_refusal = refused
         # Up to a quarter earlier: the processes of a fleet, which opened together, must not probe together.
         self._next_probe_at = now + rest_s * (1 - self._random() / 4)
         self._set(State.OPEN)
 
     def _close(self) -> None:
         self._epoch += 1
-        self._row = 0
+        self._row = self._refusals = 0
         self._window.clear()
         self._closed_at = self._clock.monotonic()
         self.cause = ""
+        self.is_refusal = False
         self._set(State.CLOSED)
 
     def _set(self, state: State) -> None:

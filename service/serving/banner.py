@@ -2,7 +2,7 @@
 
 import json
 
-from service.config import Profile, ProviderKind, Settings, unenforced, unpriced
+from service.config import Profile, ProviderKind, Settings, unpriced
 
 QUESTION = "What is the capital of France?"
 
@@ -33,9 +33,8 @@ def say(text: str) -> None:
 
 
 def warnings(settings: Settings) -> list[str]:
-    """Say which settings do nothing yet, or less than they seem to."""
-    found = [f"{name} is set, and this version does not act upon it yet" for name in unenforced(settings)]
-    found += [
+    """Say which settings do less than they seem to."""
+    found = [
         f"models.{name} has no price_usd_per_million_tokens: whoever has a budget (usd_per_day) cannot use it"
         for name in unpriced(settings)
     ]

@@ -151,6 +151,8 @@ class RedisProbeBoard:
         self._own = MemoryProbeBoard(clock)
         self._outage = StoreOutage("readiness")
         self._away_since: float | None = None
+        self._unheard_since: dict[Subject, float] = {}
+        """Where a store is slow, one subject's luck is none of another's."""
         self._untold: dict[Subject, tuple[Probe, float]] = {}
 
     @asynccontextmanager
@@ -174,6 +176,7 @@ class RedisProbeBoard:
             return await self._look_alone(error, subject, fresh_s=fresh_s, lease_s=lease_s, evidence=evidence)
         self._outage.over()
         self._away_since = None
+        self._unheard_since.pop(subject, None)
         return sight
 
     async def publish(self, subject: Subject, probe: Probe) -> Sight:
@@ -219,7 +222,7 @@ class RedisProbeBoard:
         now = self._clock.monotonic()
         if self._away_since is None:
             self._away_since = now
-        if now - self._away_since < AWAY_S:
+        if now - min(self._away_since, self._unheard_since.setdefault(subject, now)) < AWAY_S:
             return self._own.see(subject, evidence)
         return await self._own.look(subject, fresh_s=max(fresh_s, AWAY_FRESH_S), lease_s=lease_s, evidence=evidence)
 

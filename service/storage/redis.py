@@ -37,7 +37,7 @@ async def open_redis(
 
     Does not wait for the store: its outage must not keep us from starting. Nothing is retried, so that a command, or a
     pipeline as a whole, ends after ``timeout_s``, or after six times that when it needs a new connection. What works in
-    the background, with nobody waiting for it, gives each command ``patience_s`` more.
+    the background, with nobody waiting for it, gives each command ``patience_s`` more, and as much for its connection.
     """
     client = redis_client(settings, patience_s=patience_s, max_connections=max_connections)
     try:
@@ -52,9 +52,9 @@ def redis_client(settings: RedisSettings, *, patience_s: float = 0.0, max_connec
         raise ValueError("redis.url is not set")
     pool = _Pool.from_url(
         settings.url.get_secret_value(),
-        connect_timeout_s=settings.timeout_s * CONNECT_FACTOR,
+        connect_timeout_s=settings.timeout_s * CONNECT_FACTOR + patience_s,
         max_connections=max_connections,
-        timeout=settings.timeout_s,
+        timeout=settings.timeout_s + patience_s,
         # The library's own timeouts are off, see _Client.
         socket_timeout=None,
         socket_connect_timeout=None,

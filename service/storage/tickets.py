@@ -87,8 +87,23 @@ def _redis_key(value: str) -> str:
 
 
 def _written(principal: Principal) -> bytes:
-    return orjson.dumps({"name": principal.name, "models": principal.models, "priority": principal.priority})
+    return orjson.dumps(
+        {
+            "name": principal.name,
+            "models": principal.models,
+            "priority": principal.priority,
+            "weight": principal.weight,
+            "key_digest": None if principal.key_digest is None else principal.key_digest.hex(),
+        }
+    )
 
 
 def _read(fields: dict[str, Any]) -> Principal:
-    return Principal(fields["name"], models=tuple(fields["models"]), priority=fields["priority"])
+    digest = fields["key_digest"]
+    return Principal(
+        fields["name"],
+        models=tuple(fields["models"]),
+        priority=fields["priority"],
+        weight=fields["weight"],
+        key_digest=None if digest is None else bytes.fromhex(digest),
+    )

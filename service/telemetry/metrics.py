@@ -1,5 +1,8 @@
 """Every metric that the service keeps, in one place. Labels come from closed sets; nothing here names a user."""
 
+import os
+from typing import Literal
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
@@ -7,8 +10,12 @@ LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 
 FIRST_TOKEN_BUCKETS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 3, 5, 10, 20, 30, 60)
 """Seconds to the first token."""
 RATIO_BUCKETS = (0.25, 0.5, 0.75, 0.9, 1, 1.1, 1.25, 1.5, 2, 4, 8, 16)
+QUEUE_POSITIONS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
 LIMITER_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 """Seconds; ``redis.timeout_s`` is 0.05 unless set otherwise."""
+
+KeyFiles = Literal["client_keys", "provider_keys"]
+"""Whose keys stand in a file."""
 
 
 class Metrics:
@@ -105,6 +112,20 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
+        self.key_file_ok = Gauge(
+            "llm_api_key_file_ok",
+            "1 when every file of keys (client_keys or provider_keys) is in use as it stands.",
+            ["what"],
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self.provider_remaining_ratio = Gauge(
+            "llm_api_provider_remaining_ratio",
+            "What part of its limit the provider last said is left, for the key and the model that have the least.",
+            ["provider", "resource"],
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
         self.tokens = Counter(
             "llm_api_tokens_total",
             "Tokens of generations, by the provider's count; of streams left or failed before it came, an estimate.",
@@ -145,6 +166,47 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
+        self.queue_waiting = Gauge(
+            "llm_api_queue_waiting",
+            "Requests that wait for their turn at a provider.",
+            ["provider", "priority"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.queue_position = Histogram(
+            "llm_api_queue_position",
+            "At which place requests begin to wait; 1 is next.",
+            ["provider"],
+            buckets=QUEUE_POSITIONS,
+            registry=registry,
+        )
+        self.queue_wait = Histogram(
+            "llm_api_queue_wait_seconds",
+            "How long requests waited for their turn, by how that ended: served, refused or left.",
+            ["provider", "priority", "outcome"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        self.queue_refusals = Counter(
+            "llm_api_queue_refusals_total",
+            "Requests whose turn could not come in time, or for which there was no place to wait.",
+            ["provider", "priority"],
+            registry=registry,
+        )
+        self.provider_running = Gauge(
+            "llm_api_provider_calls_running",
+            "Calls that run at a provider, streams until their end.",
+            ["provider"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.provider_concurrency_limit = Gauge(
+            "llm_api_provider_concurrency_limit",
+            "How many calls a process makes at once to one of its models, as the answers suggest; the lowest of them.",
+            ["provider"],
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
         self.jobs_finished = Counter(
             "llm_api_jobs_finished_total", "Background jobs ended.", ["status"], registry=registry
         )
@@ -163,6 +225,12 @@ class Metrics:
         self.probe_tokens = Counter(
             "llm_api_probe_tokens_total",
             "Tokens, input and output, that checks of providers took; no caller is charged for them.",
+            ["provider"],
+            registry=registry,
+        )
+        self.probe_cost = Counter(
+            "llm_api_probe_cost_usd_total",
+            "What checks of providers cost by the prices of their models, in US dollars; no caller is charged for it.",
             ["provider"],
             registry=registry,
         )
@@ -199,9 +267,37 @@ class Metrics:
             self.resumable_stream_ends.labels(reason)
         for result in ("continued", "over", "not_found"):
             self.stream_resumes.labels(result)
-        for scope in ("key", "user", "model"):
+        for scope in ("key", "user", "model", "provider"):
             for resource in ("requests", "tokens", "concurrency", "usd"):
                 for decision in ("admitted", "refused", "would_refuse"):
                     self.rate_limit_decisions.labels(scope, resource, decision)
-        for place in ("config", "http", "job", "limiter", "readiness", "stream", "stream_log", "websocket"):
+        for place in ("config", "http", "job", "limiter", "queue", "readiness", "stream", "stream_log", "websocket"):
             self.unhandled_errors.labels(place)
+        self._bad_key_files: dict[KeyFiles, set[str]] = {"client_keys": set(), "provider_keys": set()}
+        for what in self._bad_key_files:
+            self.key_file_ok.labels(what).set(1)
+
+    def note_key_file(self, what: KeyFiles, whose: str, is_good: bool) -> None:  # noqa: FBT001 - serves as a callback
+        """Take note whether the files of one owner are in use as they stand; the gauge tells of all of them."""
+        bad = self._bad_key_files[what]
+        if is_good:
+            bad.discard(whose)
+        else:
+            bad.add(whose)
+        self.key_file_ok.labels(what).set(0 if bad else 1)
+
+    def forget_provider(self, provider: str) -> None:
+        """Take back what gauges say of a provider that was taken out of the configuration.
+
+        Where processes share files of metrics, no label can be taken back: what is said there is that all is well.
+        """
+        well = ((self.provider_keys_dead, 0), (self.provider_remaining_ratio, 1), (self.probe_age, 0))
+        for gauge, value in well:
+            labels = [sample.labels for family in gauge.collect() for sample in family.samples]
+            for found in labels:
+                if found["provider"] != provider:
+                    continue
+                if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+                    gauge.labels(**found).set(value)
+                else:
+                    gauge.remove(*found.values())

@@ -1,12 +1,14 @@
 """Keys and tickets at the API: who gets in, who does not, and what each is told."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.support.fake_app import ALICE, BOB, FakeApp, bearer, fake_app, keyed_auth
+from tests.support.files import write
 
 PROTECTED: list[tuple[str, str, dict[str, Any]]] = [
     ("POST", "/generate", {"json": {"prompt": "x", "model": "gpt-4o"}}),
@@ -182,3 +184,15 @@ async def test_a_ticket_opens_streams_and_nothing_else(
     api: FakeApp, method: str, path: str, request_: dict[str, Any]
 ) -> None:
     refused(await api.client.request(method, path, params={"ticket": await ticket_of(api)}, **request_))
+
+
+async def test_a_ticket_is_worth_nothing_once_its_key_was_replaced(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"alice:{ALICE}")
+    async with fake_app(auth={"enabled": True, "keys_file": str(keys)}) as api:
+        query = {"prompt": "x", "ticket": await ticket_of(api)}
+        write(keys, f"alice:{BOB}", api.clock)
+        api.clock.advance(1)
+        assert "not known any more" in refused(await api.client.get("/stream", params=query))
+        query["ticket"] = await ticket_of(api, BOB)
+        assert (await api.client.get("/stream", params=query)).status_code == 200

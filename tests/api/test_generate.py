@@ -318,7 +318,6 @@ def generation_over(provider: FakeProvider, api: FakeApp) -> GenerationService:
         ),
         admission=Admission(limiter=MemoryLimiter(clock=SystemClock()), shadow=False, metrics=api.resources.metrics),
         metrics=api.resources.metrics,
-        clock=SystemClock(),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from service.domain.generation import GenerationRequest, Message
-from service.errors import UpstreamThrottled
+from service.errors import UpstreamUnavailable
 from service.providers.fake import Script
 from tests.support.fake_app import ALICE, BOB, DEADLINE_S, FakeApp, bearer, fake_app, keyed_auth, soon
 
@@ -111,10 +111,10 @@ async def test_a_job_is_pending_and_then_complete(api: FakeApp) -> None:
 
 
 async def test_a_failed_job_says_why(api: FakeApp) -> None:
-    api.provider.script = Script(before=UpstreamThrottled("slower"))
+    api.provider.script = Script(before=UpstreamUnavailable("gone"))
     fields = await ended(api, await submit(api))
     assert fields["status"] == "failed"
-    assert fields["error"] == {"code": "upstream_throttled", "detail": "slower", "retryable": True}
+    assert fields["error"] == {"code": "upstream_unavailable", "detail": "gone", "retryable": True}
     assert "text" not in fields
 
 

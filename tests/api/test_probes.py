@@ -45,7 +45,8 @@ async def test_health_is_ok_during_an_outage() -> None:
 
 async def test_it_is_starting_and_then_ready() -> None:
     async with fake_app(Script(stepped=True), readiness=PROBING) as api:
-        body = {"ready": False, "status": "starting", "reason": "fake: not checked yet; backup: not checked yet"}
+        await until(lambda: api.resources.readiness.verdict.reason == "fake: not checked yet")
+        body = {"ready": False, "status": "starting", "reason": "fake: not checked yet"}
         assert await ready(api) == (503, body)
         (await api.provider.call()).step(3)
         await until(lambda: api.resources.readiness.verdict.ready)

@@ -161,7 +161,10 @@ async def test_shadow_tells_and_refuses_nothing() -> None:
         for _ in range(3):
             response = await api.client.post("/generate", json=HELLO, headers=bearer(ALICE))
             assert response.status_code == 200
-            assert "ratelimit" not in response.headers
+            assert not [name for name in response.headers if "ratelimit" in name]
+        for path in ("/v1/models", "/generate/async/job_x"):
+            response = await api.client.get(path, headers=bearer(ALICE))
+            assert not [name for name in response.headers if "ratelimit" in name]
         would_refuse = api.value(
             "llm_api_rate_limit_decisions_total", scope="key", resource="requests", decision="would_refuse"
         )

@@ -63,7 +63,6 @@ async def api() -> AsyncIterator[Api]:
             ),
             admission=Admission(limiter=MemoryLimiter(clock=SystemClock()), shadow=False, metrics=resources.metrics),
             metrics=resources.metrics,
-            clock=SystemClock(),
         )
         transport = httpx.ASGITransport(app=manager.app)
         headers = {"authorization": f"Bearer {CALLER_KEY}"}

@@ -1,8 +1,10 @@
 """The composition root: what is opened for which settings, and closed in reverse order, also when opening fails."""
 
+import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,8 +13,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from service import wiring
+from service.admission.fallback import FallbackLimiter
+from service.admission.memory import MemoryLimiter
 from service.api.deps import get_generation
 from service.config import Settings
+from service.config.reload import SettingsSource
+from service.domain.clock import SystemClock
 from service.providers.fake import FakeProvider
 from service.storage.tickets import MemoryTicketStore, RedisTicketStore
 from service.telemetry import server as metrics_server
@@ -20,6 +26,7 @@ from service.telemetry.metrics import Metrics
 from service.telemetry.server import MetricsPortInUse, open_metrics_server
 from service.wiring import open_embedded, open_resources
 from tests.support.fake_app import fake_app, fake_settings
+from tests.support.files import write
 
 ORDER = ["store", "model", "simulator", "metrics", "provider local", "provider simulated", "redis"]
 
@@ -145,6 +152,23 @@ async def test_without_the_embedded_store_tickets_are_kept_in_memory(log: Log, m
     monkeypatch.setattr(wiring, "embedded_store_available", lambda: False)
     async with open_resources(settings()) as resources:
         assert isinstance(resources.tickets, MemoryTicketStore)
+
+
+async def test_admission_follows_the_file_with_and_without_a_store(log: Log, tmp_path: Path) -> None:
+    for redis in ({}, {"redis": {"url": "unix:///nowhere.sock"}}):
+        path = tmp_path / "config.yaml"
+        given = {"providers": {"openai": {"kind": "openai", "keys": ["sk-upstream-0123456789"]}}, **redis}
+        given |= {"models": {"m": {"routes": [{"provider": "openai"}]}}, "readiness": {"mode": "off"}}
+        write(path, json.dumps(given), SystemClock(), age_s=20)
+        source = SettingsSource({}, {"LLM_API_CONFIG": str(path), "LLM_API_EMBEDDED__STORE": "false"})
+        running = source.load()
+        given["admission"] = {"shadow": True, "replicas": 7}
+        write(path, json.dumps(given), SystemClock(), age_s=10)
+        async with open_resources(running, source=source) as resources:
+            assert resources.admission.shadow
+            limiter = resources.admission._limiter
+            assert isinstance(limiter, FallbackLimiter if redis else MemoryLimiter)
+            assert getattr(limiter, "_replicas", 7) == 7
 
 
 async def test_each_process_has_a_registry_of_its_own(log: Log) -> None:

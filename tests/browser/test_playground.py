@@ -192,7 +192,7 @@ async def test_fault_in_mid_answer_keeps_the_text_and_says_it_is_incomplete(
 
     assert await playground.state() == "error"
     assert await playground.answer() != ""
-    await expect(playground.problem).to_contain_text("502 upstream_unavailable")
+    await expect(playground.problem).to_contain_text("502 upstream_invalid_response")
     await expect(playground.problem).to_contain_text("The text above is incomplete.")
 
 

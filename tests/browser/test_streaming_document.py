@@ -90,6 +90,6 @@ async def test_a_browser_is_told_of_a_failure_and_does_not_come_back(
         asked = await calls(simulator)
     finally:
         await set_up(simulator)
-    assert seen["end"] == "upstream_unavailable"
+    assert seen["end"] == "upstream_invalid_response"
     assert seen["state"] == CLOSED
     assert asked == 1

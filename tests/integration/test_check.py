@@ -66,7 +66,7 @@ def test_problems_are_given_to_programs_too() -> None:
 
 def test_good_configuration_is_printed_without_its_secrets(tmp_path: Path) -> None:
     path = tmp_path / "settings.yaml"
-    path.write_text(f"auth: {{keys: {{alice: {CANARY}-a}}}}\nadmission: {{queue_max: 5}}")
+    path.write_text(f"auth: {{keys: {{alice: {CANARY}-a}}}}\nserver: {{workers: 2}}")
     settings = {
         "LLM_API_CONFIG": str(path),
         "OPENAI_API_KEY": CANARY,
@@ -82,7 +82,7 @@ def test_good_configuration_is_printed_without_its_secrets(tmp_path: Path) -> No
     assert effective["server"]["port"] == 8001
     assert effective["auth"]["keys"]["alice"]["key"] == "**********"
     assert list(effective["models"]) == ["gpt-4o-mini", "gpt-4o"]
-    assert plain.stderr == "warning: admission.queue_max is set, and this version does not act upon it yet\n"
+    assert plain.stderr.startswith("warning: server.workers: a background job is known only to the process")
 
 
 def test_schema_and_table_need_no_configuration() -> None:

@@ -23,6 +23,7 @@ from service.domain.limits import Demand, Limits, Scope
 from service.storage.redis import open_redis
 from tests.conftest import CALLER_KEY
 from tests.support.fleet import fleet, seconds
+from tests.support.limited_process import TOKENS, WORKERS
 from tests.support.limiters import redis_limiter
 
 REQUESTS = 10_000
@@ -31,6 +32,7 @@ OVER_S = 5.0
 LIMITS = {"requests_per_minute": 30_000, "request_burst": 1_000, "concurrency": 5_000}
 PLACES = 60
 LEAVERS = int(os.environ.get("LIMITS_LEAVERS", "10000"))
+BURST = 100_000_000
 CHURN_MAX_S = seconds("LIMITS_CHURN_S", 60)
 LEASE_S = 1.0
 
@@ -128,7 +130,8 @@ async def test_service_processes_admit_what_one_would(
 async def test_kills_and_leavers_leak_nothing(redis_url: str, prefix: str, show: Show) -> None:
     limits: dict[str, Any] = {
         "concurrency": PLACES,
-        "tokens_per_minute": 100_000_000,
+        "tokens_per_minute": 1,
+        "token_burst": BURST,
         "requests_per_minute": 100_000_000,
     }
     chance = random.Random(7)  # noqa: S311 - so that a failure can be had again
@@ -160,20 +163,25 @@ async def test_kills_and_leavers_leak_nothing(redis_url: str, prefix: str, show:
         async with asyncio.timeout(2 * LEASE_S + 5):
             while free < PLACES:
                 try:
-                    await limiter.reserve([scope], Demand())
+                    last = await limiter.reserve([scope], Demand())
                     free += 1
                 except LimitReached:
                     await asyncio.sleep(0.01)
         freed_s = time.monotonic() - died_at
         keys = [key async for key in redis.scan_iter(match=f"{prefix}open:*", count=1_000)]
         unsettled = sum(record not in (b"given up", None) for record in await redis.mget(keys)) - PLACES
+    missing = BURST - last.balances[1].remaining
     show(
         "limits and the dead",
         [
             f"{left} requests left at any moment, {kills} processes killed, in {died_at - began:.0f} s",
             f"places held at the end: {held}; all {PLACES} free {freed_s:.2f} s after it (lease {LEASE_S:g} s)",
             f"requests of the killed that stay charged as estimated: {unsettled}",
+            f"tokens missing: {missing}",
         ],
     )
     assert left >= LEAVERS
+    assert kills > 0
+    assert unsettled <= kills * WORKERS
+    assert TOKENS * unsettled - 1 - (died_at + freed_s - began) / 60 <= missing <= TOKENS * unsettled
     assert freed_s <= LEASE_S + 0.5

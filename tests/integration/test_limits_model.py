@@ -3,9 +3,10 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
-from itertools import combinations_with_replacement
+from itertools import accumulate, combinations
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -39,9 +40,14 @@ LIMITS = st.builds(
     usd_per_day=st.one_of(st.none(), st.sampled_from([Decimal("0.5"), Decimal(2)])),
 )
 TOKENS = st.integers(0, 11)
-NANO_USD = st.integers(0, NANO // 2)
+KEEPS = st.sampled_from([0, 0, 0.0625, 0.25, 0.5, 1])
+"""Of those, products are exact; the more often nothing is to be left, the more passes."""
+NANO_USD = st.one_of(st.sampled_from([0, NANO // 4, NANO // 2]), st.integers(0, NANO // 2))
+"""What is free, and what soon makes a whole budget, are often among them."""
 LEASE_S = 1e6
 """Places run out neither in the model nor in memory, whose process is the one that would have to die."""
+WORK_US = st.one_of(st.integers(0, 2_000), st.integers(0, 40_000_000), st.just(1_500_000_000))
+AT_LEAST_US = st.one_of(st.just(0), st.integers(0, 90_000_000), st.integers(3_599_990_000, 3_600_010_000))
 PAUSES_MS = st.one_of(st.integers(0, 20), st.integers(0, 60_000), st.just(12 * 3_600_000))
 
 
@@ -68,6 +74,11 @@ class Bucket:
         return max(0, -int(-(missing * 60_000 / self.per_minute) // 1))
 
 
+def left_by(wanted: int, capacity: int, keep: float) -> int:
+    """Return how much must be left when so much was taken."""
+    return min(capacity - wanted, int(Fraction(keep) * capacity))
+
+
 class Model:
     """The limits of one scope, by what happened to them."""
 
@@ -89,17 +100,18 @@ class Model:
     def spent_on(self, day: int) -> int:
         return sum(amount for of_day, amount in self.spent.values() if of_day == day)
 
-    def wait_ms(self, demand: Demand, wall_ms: int) -> tuple[int, bool]:
+    def wait_ms(self, demand: Demand, keep: float, wall_ms: int) -> tuple[int, bool]:
         """Return how long the demand does not pass, and whether nobody can know exactly."""
         waits = [0]
         if self.requests is not None:
-            waits.append(self.requests.first_pass_ms(1, wall_ms))
+            waits.append(self.requests.first_pass_ms(1 + left_by(1, self.requests.burst, keep), wall_ms))
         if self.tokens is not None:
-            waits.append(self.tokens.first_pass_ms(demand.tokens, wall_ms))
+            left = left_by(demand.tokens, self.tokens.burst, keep)
+            waits.append(self.tokens.first_pass_ms(demand.tokens + left, wall_ms))
         day = wall_ms // 86_400_000
         if self.budget is not None and self.spent_on(day) + demand.nano_usd > self.budget and demand.nano_usd:
             waits.append((day + 1) * 86_400_000 - wall_ms)
-        full = self.places is not None and len(self.running) >= self.places
+        full = self.places is not None and self.places - len(self.running) < 1 + left_by(1, self.places, keep)
         return max([*waits, 1_000 if full else 0]), full
 
     def take(self, reservation: Reservation, wall_ms: int) -> None:
@@ -118,6 +130,22 @@ class Model:
         if day == wall_ms // 86_400_000:
             self.spent[reservation.id] = (day, actual.nano_usd)
 
+    def give_back(self, reservation: Reservation, wall_ms: int) -> None:
+        if self.requests is not None:
+            self.requests.events.append((wall_ms, -1))
+        self.settle(reservation, Demand(), wall_ms)
+
+
+@dataclass
+class Booking:
+    """Room that was promised."""
+
+    pace: str
+    ticket: str
+    room_us: int
+    work_us: int
+    used: bool = False
+
 
 class Limiters(RuleBasedStateMachine):
     """Asks, ends, waits; after each step the limiter and the model agree to the millisecond."""
@@ -130,7 +158,9 @@ class Limiters(RuleBasedStateMachine):
         self.runner = asyncio.Runner()
         self.stack = AsyncExitStack()
         self.bench: Bench = self.runner.run(self.stack.enter_async_context(type(self).opener()))
-        self.admitted_ms: list[int] = []
+        self.counted: list[tuple[int, int]] = []
+        """When a request was admitted (1) or given back (-1)."""
+        self.bookings: list[Booking] = []
 
     @override
     def teardown(self) -> None:
@@ -146,41 +176,41 @@ class Limiters(RuleBasedStateMachine):
         self.scopes = (Scope("key", "a", key), Scope("user", "a/u", user), Scope("model", "m*", model))
         self.models = tuple(Model(scope, self.wall_ms) for scope in self.scopes)
 
-    def ask(self, demand: Demand) -> Reservation | LimitReached:
+    def ask(self, demand: Demand, keep: float) -> Reservation | LimitReached:
         """Ask the limiter, and hold what it says against the model."""
-        waits = [model.wait_ms(demand, self.wall_ms) for model in self.models]
+        waits = [model.wait_ms(demand, keep, self.wall_ms) for model in self.models]
         try:
-            reservation = self.runner.run(self.bench.limiter.reserve(self.scopes, demand))
+            reservation = self.runner.run(self.bench.limiter.reserve(self.scopes, demand, keep=keep))
         except LimitReached as error:
             refused = error
         else:
             assert not any(wait for wait, _ in waits), "admitted what should have waited"
             for model in self.models:
                 model.take(reservation, self.wall_ms)
-            self.admitted_ms.append(self.wall_ms)
+            self.counted.append((self.wall_ms, 1))
             return reservation
         assert refused.retry_after_s is not None
         assert round(refused.retry_after_s * 1_000) == max(wait for wait, _ in waits)
         return refused
 
-    @rule(target=running, tokens=TOKENS, nano_usd=NANO_USD)
-    def request(self, tokens: int, nano_usd: int) -> object:
-        answer = self.ask(Demand(tokens, nano_usd))
+    @rule(target=running, tokens=TOKENS, nano_usd=NANO_USD, keep=KEEPS)
+    def request(self, tokens: int, nano_usd: int, keep: float) -> object:
+        answer = self.ask(Demand(tokens, nano_usd), keep)
         return answer if isinstance(answer, Reservation) else multiple()
 
-    @rule(target=running, tokens=TOKENS, nano_usd=NANO_USD)
-    def obey_retry_after(self, tokens: int, nano_usd: int) -> object:
+    @rule(target=running, tokens=TOKENS, nano_usd=NANO_USD, keep=KEEPS)
+    def obey_retry_after(self, tokens: int, nano_usd: int, keep: float) -> object:
         demand = Demand(tokens, nano_usd)
-        refused = self.ask(demand)
+        refused = self.ask(demand, keep)
         if isinstance(refused, Reservation):
             return refused
-        if any(model.wait_ms(demand, self.wall_ms)[1] for model in self.models):
+        if any(model.wait_ms(demand, keep, self.wall_ms)[1] for model in self.models):
             return multiple()  # a place is needed, and only an end of a request can give it
         wait_ms = round((refused.retry_after_s or 0) * 1_000)
         self.pause(wait_ms - 1)
-        assert isinstance(self.ask(demand), LimitReached), "there was an earlier instant"
+        assert isinstance(self.ask(demand, keep), LimitReached), "there was an earlier instant"
         self.pause(1)
-        answer = self.ask(demand)
+        answer = self.ask(demand, keep)
         assert isinstance(answer, Reservation), "the instant was no such one"
         return answer
 
@@ -192,6 +222,59 @@ class Limiters(RuleBasedStateMachine):
         for model in self.models:
             model.settle(reservation, actual, self.wall_ms)
 
+    @rule(target=running, reservation=consumes(running))
+    def overspend_and_ask_for_what_is_free(self, reservation: Reservation) -> object:
+        self.settle(reservation, 0, 3 * NANO)
+        answer = self.ask(Demand(), 0)
+        return answer if isinstance(answer, Reservation) else multiple()
+
+    @rule(reservation=consumes(running))
+    def give_back(self, reservation: Reservation) -> None:
+        for _ in range(2):
+            self.runner.run(self.bench.give_back(reservation))
+        self.runner.run(self.bench.settle(reservation, tokens=40))  # is over too
+        self.counted.append((self.wall_ms, -1))
+        for model in self.models:
+            model.give_back(reservation, self.wall_ms)
+
+    @rule(pace=st.sampled_from("ab"), ticket=st.sampled_from("xy"), work_us=WORK_US, at_least_us=AT_LEAST_US)
+    def promise(self, pace: str, ticket: str, work_us: int, at_least_us: int) -> None:
+        self.book(pace, ticket, work_us, at_least_us)
+
+    def book(self, pace: str, ticket: str, work_us: int, at_least_us: int) -> float:
+        """Book room, hold what is promised against the model, and return it."""
+        told_s = self.runner.run(
+            self.bench.promise(pace, ticket, work_s=work_us / 1_000_000, at_least_s=at_least_us / 1_000_000)
+        )
+        now_us = self.wall_ms * 1_000
+        ends = [booking.room_us + booking.work_us for booking in self.bookings if booking.pace == pace]
+        room_us = max([now_us + at_least_us, *ends])
+        if room_us > now_us + 3_600_000_000:
+            assert told_s == 3_600
+        else:
+            assert told_s == (room_us - now_us) / 1_000_000
+            self.bookings.append(Booking(pace, ticket, room_us, work_us))
+        return told_s
+
+    @rule(pace=st.sampled_from("ab"), ticket=st.sampled_from("xy"))
+    def redeem(self, pace: str, ticket: str) -> None:
+        now_us = self.wall_ms * 1_000
+        good = [
+            booking
+            for booking in self.bookings
+            if (booking.pace, booking.ticket, booking.used) == (pace, ticket, False)
+            and 0 <= now_us - booking.room_us <= 60_000_000
+        ]
+        assert self.runner.run(self.bench.limiter.redeem(pace, ticket)) == bool(good)
+        if good:
+            min(good, key=lambda booking: booking.room_us).used = True
+
+    @rule(pace=st.sampled_from("ab"), ticket=st.sampled_from("xy"), late_ms=st.sampled_from([-1, 0, 60_000, 60_001]))
+    def come_when_told(self, pace: str, ticket: str, late_ms: int) -> None:
+        told_ms = -int(-self.book(pace, ticket, 7_000, 5_000_000) * 1_000 // 1)
+        self.pause(told_ms + late_ms)
+        self.redeem(pace, ticket)
+
     @rule(pause_ms=PAUSES_MS)
     def pause(self, pause_ms: int) -> None:
         self.runner.run(self.bench.advance(pause_ms))
@@ -201,11 +284,11 @@ class Limiters(RuleBasedStateMachine):
         for model in getattr(self, "models", ()):
             if model.requests is None:
                 continue
-            indexes = range(len(self.admitted_ms))
-            for first, last in combinations_with_replacement(indexes, 2):
-                window_ms = self.admitted_ms[last] - self.admitted_ms[first]
+            sums = list(accumulate((change for _, change in self.counted), initial=0))
+            for first, beyond in combinations(range(len(sums)), 2):
+                window_ms = self.counted[beyond - 1][0] - self.counted[first][0]
                 most = model.requests.burst + Fraction(model.requests.per_minute * window_ms, 60_000)
-                assert last - first + 1 <= most
+                assert sums[beyond] - sums[first] <= most
 
 
 @pytest.mark.parametrize("backend", ["memory", "redis"])

@@ -4,7 +4,9 @@ import asyncio
 import math
 import secrets
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import pytest
 from redis.asyncio import Redis
@@ -14,7 +16,7 @@ from service.domain.probe import Evidence, Outcome, Probe, Sight, Subject
 from service.engine.probe_board import ProbeBoard
 from service.storage.probe_board import AWAY_FRESH_S, AWAY_S, KEY_PREFIX, MemoryProbeBoard
 from tests.support.probe_boards import open_redis_boards
-from tests.support.redis_server import own_redis
+from tests.support.redis_server import OwnRedis, own_redis
 
 LONG_S = 3_600.0
 OK = Probe(Outcome.OK, None, 0.25)
@@ -220,3 +222,50 @@ async def test_a_busy_server_is_waited_for_longer_than_a_request_would(subject: 
             sight = await look(board, subject)
             assert sight.probe == OK
             assert sight.probe_age_s < math.inf
+
+
+@asynccontextmanager
+async def far_away(server: OwnRedis, delay_s: float) -> AsyncIterator[str]:
+    """Give an address at which each command takes a time."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        from_server, to_server = await asyncio.open_unix_connection(urlsplit(server.url).path)
+
+        async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter, takes_s: float) -> None:
+            while data := await source.read(65_536):
+                await asyncio.sleep(takes_s)
+                sink.write(data)
+            sink.close()
+
+        await asyncio.gather(pump(reader, to_server, delay_s), pump(from_server, writer, 0))
+
+    way = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with way:
+        yield f"redis://127.0.0.1:{way.sockets[0].getsockname()[1]}/0"
+
+
+async def test_of_many_providers_each_is_looked_at_on_a_store_that_is_slow() -> None:
+    many = [Subject(f"p{number}", "m", "f") for number in range(40)]
+    with own_redis() as server:
+        async with (
+            far_away(server, 0.03) as url,
+            open_redis_boards(url, SystemClock(), 1, timeout_s=0.05) as (board,),
+        ):
+            sights = await asyncio.gather(*(look(board, subject, fresh_s=60) for subject in many))
+    assert [sight.claimed for sight in sights] == [True] * len(many)
+
+
+async def test_a_provider_that_never_gets_through_is_asked_though_others_do(subject: Subject) -> None:
+    clock = ManualClock()
+    other = Subject("other", "m", subject.fingerprint)
+    with own_redis() as server:
+        async with open_redis_boards(server.url, clock, 1, timeout_s=0.05) as (board,):
+            await look(board, other)
+            server.freeze()
+            assert not (await look(board, subject)).claimed
+            server.thaw()
+            await look(board, other)
+            clock.advance(AWAY_S)
+            server.freeze()
+            assert (await look(board, subject)).claimed
+            server.thaw()

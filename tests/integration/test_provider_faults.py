@@ -209,7 +209,7 @@ async def test_error_object_inside_a_plain_200_is_an_error() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ending", ["cut", "reset"])
-async def test_connection_that_breaks_in_mid_stream_is_unavailable(kind: str, ending: Any) -> None:
+async def test_stream_that_breaks_off_is_no_outage_that_costs_nothing(kind: str, ending: Any) -> None:
     gate = asyncio.Event()
     chunks: list[Chunk] = []
     pieces = STREAMS[kind](["Hel", "lo"], finished=False)
@@ -220,8 +220,24 @@ async def test_connection_that_breaks_in_mid_stream_is_unavailable(kind: str, en
         while text_of(chunks) != "Hello":
             chunks.append(await anext(stream))
         gate.set()
-        with pytest.raises(UpstreamUnavailable):
+        with pytest.raises(UpstreamInvalid, match="broke off"):
             await anext(stream)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ending", ["cut", "reset"])
+async def test_plain_answer_that_breaks_off_is_no_outage_that_costs_nothing(kind: str, ending: Any) -> None:
+    answer = Answer([b'{"id": '], content_type="application/json", ending=ending)
+    async with opened(answer, kind=kind) as (provider, _):
+        with pytest.raises(UpstreamInvalid, match="broke off"):
+            await complete(provider)
+
+
+async def test_plain_answer_that_stops_coming_is_a_timeout() -> None:
+    answer = Answer([b'{"id": '], content_type="application/json", ending="hold")
+    async with opened(answer) as (provider, _):
+        with pytest.raises(UpstreamTimeout):
+            await provider.complete(REQUEST, upstream_model="up", deadline=Deadline.after(0.2, CLOCK))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -270,7 +286,7 @@ async def test_stream_is_whole_only_when_every_choice_has_finished() -> None:
 
 @pytest.mark.parametrize(
     ("ending", "expected"),
-    [("end", UpstreamInvalid), ("cut", UpstreamUnavailable), ("reset", UpstreamUnavailable), ("hold", UpstreamTimeout)],
+    [("end", UpstreamInvalid), ("cut", UpstreamInvalid), ("reset", UpstreamInvalid), ("hold", UpstreamTimeout)],
 )
 async def test_stream_without_a_choice_that_was_asked_for_is_broken_however_it_ends(
     ending: Any, expected: type[UpstreamError]

@@ -9,12 +9,12 @@ from pydantic import SecretStr
 from service.auth.base import TicketStore
 from service.config import RedisSettings
 from service.domain.clock import SystemClock
-from service.domain.principal import Principal
+from service.domain.principal import ANONYMOUS, Principal
 from service.errors import Unauthenticated
 from service.storage.redis import open_redis
 from service.storage.tickets import MemoryTicketStore, RedisTicketStore
 
-ALICE = Principal("alice", models=("gpt-4o", "team-a/*"), priority="batch")
+ALICE = Principal("alice", models=("gpt-4o", "team-a/*"), priority="batch", weight=2.5, key_digest=bytes(range(32)))
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -29,7 +29,13 @@ async def store(request: pytest.FixtureRequest, redis_url: str) -> AsyncIterator
 async def test_ticket_stands_for_its_principal(store: TicketStore) -> None:
     ticket = await store.issue(ALICE)
     assert ticket.expires_in_s == 30
-    assert await store.redeem(ticket.value) == ALICE
+    redeemed = await store.redeem(ticket.value)
+    assert redeemed == ALICE
+    assert redeemed.key_digest == ALICE.key_digest
+
+
+async def test_ticket_of_somebody_without_a_key_stands_for_them(store: TicketStore) -> None:
+    assert await store.redeem((await store.issue(ANONYMOUS)).value) == ANONYMOUS
 
 
 async def test_ticket_is_good_once(store: TicketStore) -> None:

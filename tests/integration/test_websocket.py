@@ -696,7 +696,8 @@ async def test_a_ticket_opens_one_socket(keyed: FakeApp) -> None:
     assert (await refusal(keyed, f"?ticket={ticket}")).status_code == 401
 
 
-async def test_a_socket_starts_nothing_for_a_key_that_was_revoked(tmp_path: Path) -> None:
+@pytest.mark.parametrize("instead", ["", "alice:alice-new-0123456789,"])
+async def test_a_socket_starts_nothing_for_a_key_that_was_taken_out_or_replaced(tmp_path: Path, instead: str) -> None:
     keys = tmp_path / "keys"
     keys.write_text(f"alice:{ALICE},bob:{BOB}")
     auth = {"enabled": True, "keys_file": str(keys)}
@@ -707,7 +708,7 @@ async def test_a_socket_starts_nothing_for_a_key_that_was_revoked(tmp_path: Path
     ):
         await send(connection, type="generate", id="a", prompt="x")
         assert (await receive_all(connection))[-1]["type"] == "done"
-        keys.write_text(f"bob:{BOB}")
+        keys.write_text(f"{instead}bob:{BOB}")
         api.clock.advance(1)
         await send(connection, type="generate", id="b", prompt="x")
         error = await receive(connection)

@@ -3,14 +3,20 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from service.config import ProviderSettings, ResilienceSettings
+from service.admission.memory import MemoryLimiter
+from service.config import AdmissionSettings, ProviderSettings, ResilienceSettings
 from service.domain.clock import Clock, ManualClock
 from service.engine.attempts import Attempts
 from service.providers.base import Provider
+from service.queueing.work import Work
 from service.telemetry.metrics import Metrics
 
 PLAIN: Mapping[str, Any] = {"retries": {"max_attempts": 1}, "breaker": {"enabled": False}}
 """One attempt at each route, and nothing remembered."""
+
+
+WORK = Work("caller", "interactive", 1.0, 10, 10, ticket=lambda: "ticket")
+"""What some request asks."""
 
 
 def provider_settings(**sections: Any) -> ProviderSettings:
@@ -25,6 +31,7 @@ def attempts_over(
     clock: Clock,
     sections: Mapping[str, Mapping[str, Any]] | None = None,
     resilience: Mapping[str, Any] | None = None,
+    admission: Mapping[str, Any] | None = None,
     waits: list[float] | None = None,
     random: Callable[[], float] = lambda: 0.5,
 ) -> Attempts:
@@ -43,6 +50,8 @@ def attempts_over(
         providers=providers,
         settings={name: provider_settings(**(sections or {}).get(name, PLAIN)) for name in providers},
         resilience=ResilienceSettings.model_validate(resilience or {}),
+        admission=AdmissionSettings.model_validate(admission or {}),
+        limiter=MemoryLimiter(clock=clock),
         metrics=metrics,
         clock=clock,
         sleep=sleep,

@@ -41,13 +41,25 @@ class Bench:
         if self.redis is not None:
             await self.redis.set(self.clock_key, round(self.clock.wall() * 1_000))
 
-    async def reserve(self, *scopes: Scope, tokens: int = 0, usd: float = 0) -> Reservation:
+    async def reserve(self, *scopes: Scope, tokens: int = 0, usd: float = 0, keep: float = 0) -> Reservation:
         """Ask for one request."""
-        return await self.limiter.reserve(scopes, Demand(tokens, round(usd * NANO)))
+        return await self.limiter.reserve(scopes, Demand(tokens, round(usd * NANO)), keep=keep)
 
     async def settle(self, reservation: Reservation, *, tokens: int = 0, usd: float = 0) -> None:
         """Settle, and wait until that has happened."""
         self.limiter.settle(reservation, Demand(tokens, round(usd * NANO)))
+        await self._flush()
+
+    async def give_back(self, reservation: Reservation) -> None:
+        """Give all of it back, and wait until that has happened."""
+        self.limiter.give_back(reservation)
+        await self._flush()
+
+    async def promise(self, pace: str = "p", ticket: str = "t", *, work_s: float = 1, at_least_s: float = 0) -> float:
+        """Book room."""
+        return await self.limiter.promise(pace, ticket, work_s=work_s, at_least_s=at_least_s)
+
+    async def _flush(self) -> None:
         if isinstance(self.limiter, RedisLimiter):
             await self.limiter.flush()
 
@@ -66,15 +78,9 @@ async def memory_bench() -> AsyncIterator[Bench]:
 
 @asynccontextmanager
 async def redis_bench(url: str, **options: Any) -> AsyncIterator[Bench]:
-    """Give a limiter on a server, with keys of its own; all of the script but its clock is the real one."""
+    """Give a limiter on a server, with keys of its own; all of the script but its time is the real one."""
     prefix = f"{{llm-api:test-limits-{secrets.token_hex(6)}}}:"
-    clock_key = f"{prefix}clock"
-    time = (
-        f"(function() local ms = tonumber(redis.call('GET', '{clock_key}'))"
-        " return { math.floor(ms / 1000), ms % 1000 * 1000 } end)()"
-    )
-    script = SCRIPT.replace("redis.call('TIME')", time)
-    assert script != SCRIPT
+    script, clock_key = script_on_a_clock(prefix)
     settings = RedisSettings(url=SecretStr(url), timeout_s=5)
     limiter = RedisLimiter(
         settings=settings, metrics=Metrics(CollectorRegistry()), prefix=prefix, script=script, **options
@@ -83,6 +89,23 @@ async def redis_bench(url: str, **options: Any) -> AsyncIterator[Bench]:
         bench = Bench(limiter, redis=redis, clock_key=clock_key)
         await bench.tell_time()
         yield bench
+
+
+def script_on_a_clock(prefix: str) -> tuple[str, str]:
+    """Return the script with a key's milliseconds for its time, and the key.
+
+    Keys expire on the server's own clock all the same: they have a minute more, in which no test's time may stand.
+    """
+    clock_key = f"{prefix}clock"
+    time = (
+        f"(function() local ms = tonumber(redis.call('GET', '{clock_key}'))"
+        " return { math.floor(ms / 1000), ms % 1000 * 1000 } end)()"
+    )
+    script = SCRIPT
+    for old, new in (("redis.call('TIME')", time), ("MARGIN = 1000", "MARGIN = 60000")):
+        assert script.count(old) == 1
+        script = script.replace(old, new)
+    return script, clock_key
 
 
 @asynccontextmanager

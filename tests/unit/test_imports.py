@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 SERVICE = ROOT / "service"
 
 EDGE = {"domain", "errors", "config"}
-ENGINE = EDGE | {"telemetry", "providers.base", "auth.base", "admission.base", "accounting", "resilience"}
+ENGINE = EDGE | {"telemetry", "providers.base", "auth.base", "admission.base", "accounting", "resilience", "queueing"}
 ALLOWED: dict[str, set[str]] = {
     "config": set(),
     "errors": set(),
@@ -18,6 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "accounting": EDGE,
     "resilience": EDGE,
     "admission": EDGE | {"telemetry", "storage.redis"},
+    "queueing": EDGE | {"telemetry", "admission.base"},
     "providers": EDGE | {"telemetry"},
     "storage": EDGE | {"telemetry"},
     "auth": EDGE | {"telemetry"},

@@ -13,9 +13,11 @@ from prometheus_client import CollectorRegistry
 from service import reloading
 from service.config import Settings
 from service.config.reload import SettingsSource
+from service.domain.clock import SystemClock
 from service.reloading import SettingsReload
 from service.telemetry.metrics import Metrics
 from tests.support.fake_app import until
+from tests.support.files import write
 
 BASE: dict[str, Any] = {
     "providers": {"openai": {"kind": "openai", "keys": ["sk-upstream-0123456789"]}},
@@ -51,6 +53,7 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "config.yaml"
+        self._written = 0
         self.write()
         self.source = SettingsSource({}, {"LLM_API_CONFIG": str(self.file)})
         self.part = Part()
@@ -61,7 +64,16 @@ class Bench:
         return SettingsReload(source=self.source, running=self.source.load(), parts=parts, metrics=self.metrics)
 
     def write(self, text: str | None = None, **sections: Any) -> None:
-        self.file.write_text(yaml.safe_dump({**BASE, **sections}) if text is None else text)
+        """Write the file long enough ago to be whole."""
+        self._written += 1
+        self._put(yaml.safe_dump({**BASE, **sections}) if text is None else text, age_s=100 - self._written)
+
+    def begin_to_write(self, text: str) -> None:
+        """Leave the file as it is in the middle of being written."""
+        self._put(text, age_s=0)
+
+    def _put(self, text: str, age_s: float) -> None:
+        write(self.file, text, SystemClock(), age_s=age_s)
 
     def value(self, name: str) -> float | None:
         return self.metrics.registry.get_sample_value(f"llm_api_config_{name}")
@@ -172,11 +184,84 @@ async def test_no_secret_of_a_wrong_file_is_told(bench: Bench, caplog: pytest.Lo
 async def test_what_needs_a_restart_is_named_and_the_rest_is_taken_over(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bench.write(**OTHER_MODELS, server={"port": 8001}, readiness={"mode": "strict"})
+    bench.write(**OTHER_MODELS, server={"port": 8001}, drain={"timeout_s": 7})
     await bench.reload.check()
     assert len(bench.part.settings) == 1
-    assert "these settings need a restart: readiness.mode, server.port" in caplog.text
+    assert "these settings need a restart: drain.timeout_s, server.port" in caplog.text
     assert bench.figures == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"admission": {"shadow": True}},
+        {"resilience": {"attempts_max": 2}},
+        {"readiness": {"mode": "strict"}},
+    ],
+    ids=lambda sections: next(iter(sections)),
+)
+async def test_what_is_taken_over_is_no_change_afterwards(bench: Bench, sections: dict[str, Any]) -> None:
+    bench.write(**sections)
+    await bench.reload.check()
+    bench.write(text=f"# the same\n{yaml.safe_dump({**BASE, **sections})}")
+    await bench.reload.check()
+    assert len(bench.part.settings) == 1
+
+
+async def test_another_profile_is_refused_with_all_that_came_with_it(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.write(**OTHER_MODELS, profile="production")
+    await bench.reload.check()
+    assert bench.part.settings == []
+    assert bench.figures == [1, 0]
+    assert "profile (LLM_API_PROFILE): got 'production'; takes 'development'" in caplog.text
+
+
+async def test_what_an_editor_leaves_behind_on_its_way_takes_nothing_over(bench: Bench) -> None:
+    whole = yaml.safe_dump({**BASE, **OTHER_MODELS})
+    for length in range(0, len(whole), 20):
+        bench.begin_to_write(whole[:length])
+        await bench.reload.check()
+        assert bench.part.settings == []
+    bench.begin_to_write(whole)
+    await bench.reload.check()
+    await bench.reload.check()
+    assert [list(settings.models) for settings in bench.part.settings] == [["gpt-5"]]
+    assert bench.figures == [0, 1]
+
+
+async def test_a_file_that_stays_empty_is_refused(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.begin_to_write("")
+    await bench.reload.check()
+    await bench.reload.check()
+    assert bench.part.settings == []
+    assert bench.figures == [1, 0]
+    assert "in which no setting stands" in caplog.text
+
+
+@pytest.mark.parametrize("found", ["server: {port: eighty}", yaml.safe_dump({**BASE, **OTHER_MODELS})])
+async def test_what_was_read_while_somebody_wrote_is_neither_taken_nor_told(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, found: str
+) -> None:
+    load = bench.source.load
+
+    def loads_while_it_is_written() -> Settings:
+        try:
+            return load()
+        finally:
+            bench.begin_to_write("half of it")
+
+    bench.write(text=found)
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.source, "load", loads_while_it_is_written)
+        await bench.reload.check()
+        await bench.reload.check(again=True)
+    assert bench.part.settings == []
+    assert bench.figures == [0, 1]
+    bench.write(**OTHER_MODELS)
+    await bench.reload.check()
+    assert len(bench.part.settings) == 1
 
 
 async def test_an_embedded_store_needs_no_restart(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,8 +10,9 @@ from service.api.anthropic.parse import generation_request
 from service.api.anthropic.render import message_body
 from service.api.anthropic.schemas import AnsweredMessage, ErrorResponse, MessagesRequest
 from service.api.bodies import documented_body, read_body, read_fields
-from service.api.deps import AllResources, Context, Generation
+from service.api.deps import AllResources, Generation, TimedContext
 from service.api.disconnect import until_disconnect
+from service.api.request_timeout import documented_timeout
 from service.api.responses import EVENT_STREAM
 from service.api.resumption import OVER, asks_for_stream, documented_headers, event_stream
 from service.api.vendor import failures
@@ -29,9 +30,13 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post("/messages", responses=_RESPONSES, openapi_extra=documented_headers(documented_body(MessagesRequest)))
+@router.post(
+    "/messages",
+    responses=_RESPONSES,
+    openapi_extra=documented_timeout(documented_headers(documented_body(MessagesRequest))),
+)
 async def create_message(
-    request: Request, resources: AllResources, generation: Generation, context: Context
+    request: Request, resources: AllResources, generation: Generation, context: TimedContext
 ) -> Response:
     """Answer a conversation, as Anthropic's messages do."""
     body = await read_body(request, MessagesRequest)

@@ -12,7 +12,7 @@ from service.api.anthropic.models import AnthropicModel, AnthropicModelPage, mod
 from service.api.anthropic.models import model_fields as anthropic_model_fields
 from service.api.anthropic.schemas import ErrorResponse as AnthropicErrorResponse
 from service.api.bodies import documented_body, read_body, read_fields
-from service.api.deps import AllResources, Context, Generation
+from service.api.deps import AllResources, Context, Generation, TimedContext
 from service.api.disconnect import until_disconnect
 from service.api.openai.framing import OpenAIFraming
 from service.api.openai.parse import embedding_request, generation_request
@@ -26,6 +26,7 @@ from service.api.openai.schemas import (
     Model,
     ModelList,
 )
+from service.api.request_timeout import documented_timeout
 from service.api.responses import EVENT_STREAM
 from service.api.resumption import OVER, asks_for_stream, documented_headers, event_stream
 from service.api.vendor import failures
@@ -53,10 +54,10 @@ AnthropicVersion = Annotated[
         **OVER,
         **failures(ErrorResponse),
     },
-    openapi_extra=documented_headers(documented_body(ChatCompletionRequest)),
+    openapi_extra=documented_timeout(documented_headers(documented_body(ChatCompletionRequest))),
 )
 async def create_chat_completion(
-    request: Request, resources: AllResources, generation: Generation, context: Context
+    request: Request, resources: AllResources, generation: Generation, context: TimedContext
 ) -> Response:
     """Answer a chat, as OpenAI's chat completions do."""
     body = await read_body(request, ChatCompletionRequest)
@@ -79,9 +80,9 @@ async def create_chat_completion(
 @router.post(
     "/embeddings",
     responses={200: {"model": EmbeddingList, "description": "The vectors."}, **failures(ErrorResponse)},
-    openapi_extra=documented_body(EmbeddingsRequest),
+    openapi_extra=documented_timeout(documented_body(EmbeddingsRequest)),
 )
-async def create_embeddings(request: Request, generation: Generation, context: Context) -> Response:
+async def create_embeddings(request: Request, generation: Generation, context: TimedContext) -> Response:
     """Turn texts into vectors, as OpenAI's embeddings do."""
     body = await read_body(request, EmbeddingsRequest)
     asked = embedding_request(body, await read_fields(request))

@@ -31,3 +31,17 @@ async def test_who_still_owes_is_not_forgotten() -> None:
     for number in range(2 * FORGET_AT):
         await limiter.reserve([scope("user", f"alice/{number}", requests_per_minute=60)], Demand())
     assert limiter._level(quotas_of(debtor)[0]) < 0
+
+
+async def test_promises_that_are_over_take_no_memory() -> None:
+    clock = ManualClock()
+    limiter = MemoryLimiter(clock=clock)
+    await limiter.promise("far", "t", work_s=100, at_least_s=3_000)
+    for number in range(3 * FORGET_AT):
+        clock.advance(0.5)
+        await limiter.promise(f"pace-{number}", f"ticket-{number}", work_s=0.1, at_least_s=0)
+    assert len(limiter._paces) + len(limiter._booked) <= 2 * FORGET_AT
+    assert await limiter.promise("far", "other", work_s=0, at_least_s=0) == 3_100 - 1.5 * FORGET_AT
+    clock.advance(3_000 - 1.5 * FORGET_AT)
+    assert await limiter.redeem("far", "t")
+    assert ("far", "t") not in limiter._booked

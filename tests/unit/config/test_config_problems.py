@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,10 @@ from service.config import ConfigError, Installed, Problem, load_settings, read_
 
 ALL = Installed(embedded_model=True, embedded_store=True)
 NOTHING = Installed(embedded_model=False, embedded_store=False)
+LIMITLESS = {"kind": "openai", "base_url": "http://v/v1"}
+MODEL = {"routes": [{"provider": "local"}]}
+KEYED = {"key": "a" * 16}
+BURST = {"token_burst": 5}
 
 
 def problems(environ: dict[str, str], installed: Installed = ALL) -> list[Problem]:
@@ -26,6 +31,7 @@ def the_problem(environ: dict[str, str], installed: Installed = ALL) -> Problem:
 
 BROKEN = [
     ({"LLM_API_SERVER__PORT": "eighty"}, "server.port", "'eighty'", "a valid integer"),
+    ({"LLM_API_AUTH__USER_LIMITS__USD_PER_DAY": "1000000"}, "auth.user_limits.usd_per_day", "'1000000'", "less than 1"),
     ({"LLM_API_SERVER__PORT": "70000"}, "server.port", "'70000'", "less than or equal to 65535"),
     ({"LLM_API_SERVER__PROT": "80"}, "server.prot", "a name that is no setting", "did you mean port?"),
     ({"LLM_API_SERVER_PORT": "80"}, "LLM_API_SERVER_PORT", "a variable", "did you mean LLM_API_SERVER__PORT?"),
@@ -159,12 +165,62 @@ def test_file_of_keys_without_any_key_is_refused(tmp_path: Path, content: str) -
     assert "for at least one key" in problem.takes
 
 
+@pytest.mark.parametrize("line", [f"carol:{'c' * 16}\nbob:{'c' * 16}", f"carol:{'a' * 16}"])
+def test_key_with_two_names_is_refused_wherever_they_stand(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "keys"
+    path.write_text(f"alice:{'a' * 16}\nbob:{'b' * 16}\n{line}\n")
+    keys = {"LLM_API_AUTH__KEYS": f"alice:{'a' * 16}", "LLM_API_AUTH__KEYS_FILE": str(path)}
+    problem = the_problem(keys)
+    assert problem.setting == "auth.keys_file"
+    number = 2 + len(line.splitlines())
+    assert problem.takes == f"a key of its own for each name, which entry {number} has not"
+    path.write_text(f"alice:{'a' * 16}\nalice:{'n' * 16}\nbob:{'b' * 16}\n")
+    assert len(load_settings({}, keys, installed=ALL).auth.keys) == 1
+
+
+BURSTS = [
+    ({"providers": {"v": {**LIMITLESS, "limits": {"request_burst": 5}}}}, "providers.v.limits.request_burst"),
+    ({"models": {"m": {**MODEL, "limits": {"token_burst": 5}}}}, "models.m.limits.token_burst"),
+    ({"auth": {"user_limits": {"token_burst": 5, "requests_per_minute": 5}}}, "auth.user_limits.token_burst"),
+    ({"auth": {"default_limits": {"request_burst": 5}}}, "auth.default_limits.request_burst"),
+    ({"auth": {"keys": {"a": {**KEYED, "limits": {"token_burst": 5}}}}}, "auth.keys.a.limits.token_burst"),
+    (
+        {
+            "auth": {
+                "keys": {"a": {**KEYED, "limits": {"tokens_per_minute": 5}}, "b": "b" * 16},
+                "default_limits": BURST,
+            }
+        },
+        "auth.default_limits.token_burst",
+    ),
+]
+
+
+@pytest.mark.parametrize(("sections", "name"), BURSTS)
+def test_burst_that_limits_nothing_for_want_of_a_rate_is_refused(sections: dict[str, Any], name: str) -> None:
+    environ = {f"LLM_API_{section.upper()}": json.dumps(value) for section, value in sections.items()}
+    problem = the_problem(environ)
+    assert problem.setting == name
+    assert problem.takes == f"{'tokens' if 'token' in name else 'requests'}_per_minute beside it"
+
+
+@pytest.mark.parametrize(
+    "auth",
+    [
+        {"keys": {"a": {**KEYED, "limits": BURST}}, "default_limits": {"tokens_per_minute": 5}},
+        {"keys": {"a": {**KEYED, "limits": {"tokens_per_minute": 5}}}, "default_limits": BURST},
+    ],
+)
+def test_burst_and_rate_of_a_key_may_stand_in_different_places(auth: dict[str, Any]) -> None:
+    load_settings({}, {"LLM_API_AUTH": json.dumps(auth)}, installed=ALL)
+
+
 @pytest.mark.parametrize("content", ["", "\n", "# ours\n"])
 def test_file_of_keys_that_was_emptied_is_an_error_for_who_reads_it_again(tmp_path: Path, content: str) -> None:
     path = tmp_path / "keys"
     path.write_text(content)
     with pytest.raises(ValueError, match="for at least one key"):
-        read_keys_file(path)
+        read_keys_file(path, {})
 
 
 @pytest.mark.parametrize("content", ["sk-one\nsk-two\n", "sk-\x00one", "sk one", "sk-\u00e9"])

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from service.config import ConfigError, Installed, Profile, ProviderKind, Settings, load_settings, unenforced, unpriced
+from service.config import ConfigError, Installed, Profile, ProviderKind, Settings, load_settings, unpriced
 from service.config.profiles import is_loopback
 
 ALL = Installed(embedded_model=True, embedded_store=True)
@@ -94,25 +94,6 @@ def test_loopback_is_what_only_this_machine_reaches(host: str) -> None:
 @pytest.mark.parametrize("host", ["::", "192.0.2.1", "api.example", ""])
 def test_everything_else_is_not_loopback(host: str) -> None:
     assert not is_loopback(host)
-
-
-def test_settings_that_do_nothing_yet_are_named() -> None:
-    settings = load(
-        {
-            "LLM_API_ADMISSION__QUEUE_MAX": "5",
-            "LLM_API_ADMISSION__SHADOW": "true",
-            "LLM_API_AUTH__USER_LIMITS__CONCURRENCY": "2",
-            "LLM_API_AUTH__KEYS": '{"alice": {"key": "alice-key-0123456789", "priority": "batch"}}',
-            "LLM_API_PROVIDERS__SIM__KIND": "simulator",
-            "LLM_API_PROVIDERS__SIM__LIMITS__CONCURRENCY": "3",
-        }
-    )
-    assert unenforced(settings) == [
-        "admission.queue_max",
-        "providers.sim.limits.concurrency",
-        "auth.keys.alice.priority",
-    ]
-    assert unenforced(load({})) == []
 
 
 def test_models_without_a_price_are_named_where_money_is_limited() -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -12,11 +12,21 @@ from prometheus_client import CollectorRegistry
 
 from service.admission.base import LEVEL_UNIT, DemandTooLarge, LimitReached
 from service.admission.memory import MemoryLimiter
-from service.config import ModelSettings
+from service.config import ModelSettings, Settings
 from service.domain.clock import ManualClock
-from service.domain.generation import EmbeddingRequest, GenerationRequest, Message, Usage
+from service.domain.estimates import tokens_in
+from service.domain.generation import (
+    Chunk,
+    Delta,
+    EmbeddingRequest,
+    FinishReason,
+    GenerationRequest,
+    Message,
+    Tool,
+    Usage,
+)
 from service.domain.job import Job
-from service.domain.limits import Limits, Scope, ScopeKind, quotas_of
+from service.domain.limits import Demand, Limits, Reservation, Scope, ScopeKind, quotas_of
 from service.domain.principal import Principal, RequestContext
 from service.engine.admission import DEFAULT_OUTPUT_TOKENS, OUTPUTS_KEPT, OUTPUTS_NEEDED, Admission, LearnedOutputs
 from service.engine.catalogue import ModelCatalogue
@@ -26,6 +36,7 @@ from service.errors import (
     InvalidRequest,
     PermissionDenied,
     ServiceError,
+    StoreUnavailable,
     UpstreamInvalid,
     UpstreamThrottled,
     UpstreamTimeout,
@@ -48,21 +59,25 @@ class Bench:
     model: Mapping[str, Any] = field(default_factory=dict)
     shadow: bool = False
     script: Script = field(default_factory=lambda: Script(usage=Usage(10, 5)))
+    backup: Script = field(default_factory=Script)
+    """What the provider ``backup`` does, for a model that has a route to it."""
 
     def __post_init__(self) -> None:
         self.clock = ManualClock(wall=1_800_000_000)
         self.metrics = Metrics(CollectorRegistry())
         self.limiter = MemoryLimiter(clock=self.clock)
         self.provider = FakeProvider(script=self.script)
+        self.spare = FakeProvider("backup", script=self.backup)
         self.contexts: list[RequestContext] = []
         self.admission = Admission(limiter=self.limiter, shadow=self.shadow, metrics=self.metrics)
         models = {"m*": ModelSettings.model_validate({"routes": [{"provider": "fake"}], **self.model})}
         self.service = GenerationService(
             catalogue=ModelCatalogue(models),
-            attempts=attempts_over({"fake": self.provider}, metrics=self.metrics, clock=self.clock),
+            attempts=attempts_over(
+                {"fake": self.provider, "backup": self.spare}, metrics=self.metrics, clock=self.clock
+            ),
             admission=self.admission,
             metrics=self.metrics,
-            clock=self.clock,
         )
 
     def context(self) -> RequestContext:
@@ -129,6 +144,28 @@ async def test_stream_that_is_left_is_settled_on_what_came() -> None:
     assert (bench.left("tokens"), bench.left("concurrency")) == (2_000 - 10 - 2, 1)
 
 
+async def test_stream_that_is_left_costs_at_least_what_the_provider_said_it_read() -> None:
+    told = Chunk(first_usage=Usage(900, 1, cached_input_tokens=500))
+    for first in (("12345678",), (Chunk(deltas=(Delta(text="12345678"),), first_usage=told.first_usage),)):
+        pieces = ((told, *first) if isinstance(first[0], str) else first) + ("x" * 100,)
+        bench = Bench(
+            Limits(tokens_per_minute=2_000, usd_per_day=Decimal(1)),
+            model={"price_usd_per_million_tokens": {**PRICE, "cached_input": "0.1"}},
+            script=Script(pieces=pieces),
+        )
+        await bench.stream(chunks=1)
+        assert bench.left("tokens") == 2_000 - 900 - 2
+        assert bench.left("usd") == 1_000_000_000 - 400 * 1_000 - 500 * 100 - 2 * 10_000
+
+
+async def test_long_tools_are_reserved_and_paid_for_by_who_leaves_too() -> None:
+    bench = Bench(Limits(tokens_per_minute=200_000))
+    tool = Tool("t", "d" * 400_000, {"type": "object"})
+    await bench.stream(chunks=1, tools=(tool,), max_tokens=10)
+    assert bench.contexts[0].standing.balances[0].remaining == 200_000 - 10 - tokens_in(tool.size_bytes) - 10
+    assert bench.left("tokens") < 100_000
+
+
 async def test_stream_that_breaks_is_settled_on_what_came() -> None:
     bench = Bench(TOKENS, script=Script(pieces=("12345678", UpstreamInvalid("cut"))))
     with pytest.raises(UpstreamInvalid):
@@ -152,6 +189,33 @@ async def test_failure_costs_what_the_provider_may_bill(failure: ServiceError, c
         with pytest.raises(type(failure)):
             await (bench.stream(max_tokens=100) if streamed else bench.ask(max_tokens=100))
         assert (bench.left("requests"), bench.left("tokens"), bench.left("concurrency")) == (9, 2_000 - charged, 1)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("first", "second", "charged"),
+    [
+        (UpstreamTimeout("slow"), UpstreamUnavailable("refused"), 110),
+        (UpstreamUnavailable("refused"), UpstreamTimeout("slow"), 110),
+        (UpstreamUnavailable("refused"), UpstreamThrottled("busy"), 0),
+    ],
+)
+async def test_each_attempt_that_may_be_billed_keeps_the_charge_whatever_the_others_do(
+    first: ServiceError,
+    second: ServiceError,
+    charged: int,
+    streamed: bool,  # noqa: FBT001 - a way to ask
+) -> None:
+    bench = Bench(
+        TOKENS,
+        model={"routes": [{"provider": "fake"}, {"provider": "backup"}]},
+        script=Script(before=first),
+        backup=Script(before=second),
+    )
+    with pytest.raises(ServiceError):
+        await (bench.stream(max_tokens=100) if streamed else bench.ask(max_tokens=100))
+    assert [len(provider.calls) for provider in (bench.provider, bench.spare)] == [1, 1]
+    assert (bench.left("requests"), bench.left("tokens"), bench.left("concurrency")) == (9, 2_000 - charged, 1)
 
 
 async def test_call_that_is_cancelled_stays_charged_as_estimated() -> None:
@@ -254,6 +318,34 @@ async def test_output_is_learned_from_answers() -> None:
     assert reserved == [*[10 + DEFAULT_OUTPUT_TOKENS] * OUTPUTS_NEEDED, 15, 13]
 
 
+async def test_answers_that_their_callers_cut_short_teach_nothing() -> None:
+    for streamed in (False, True):
+        bench = Bench(Limits(tokens_per_minute=100_000), script=Script(usage=Usage(10, 1)))
+        for _ in range(OUTPUTS_NEEDED):
+            await (bench.stream(max_tokens=1) if streamed else bench.ask(max_tokens=1))
+        bench.provider.script = Script(usage=Usage(10, 600), finish_reason=FinishReason.LENGTH)
+        for _ in range(OUTPUTS_NEEDED):
+            await (bench.stream(max_tokens=600) if streamed else bench.ask(max_tokens=600))
+        assert bench.admission._outputs.expected("m*") == DEFAULT_OUTPUT_TOKENS
+        assert bench.admission._outputs._seen == {}
+
+
+async def test_answers_within_a_bound_that_they_did_not_reach_teach() -> None:
+    bench = Bench(Limits(tokens_per_minute=100_000), script=Script(usage=Usage(10, 40)))
+    for _ in range(OUTPUTS_NEEDED):
+        await bench.ask(max_tokens=DEFAULT_OUTPUT_TOKENS)
+    assert bench.admission._outputs.expected("m*") == 40
+
+
+async def test_answers_that_end_at_the_models_own_bound_teach() -> None:
+    bench = Bench(
+        Limits(tokens_per_minute=100_000), script=Script(usage=Usage(10, 900), finish_reason=FinishReason.LENGTH)
+    )
+    for _ in range(OUTPUTS_NEEDED):
+        await bench.ask()
+    assert bench.admission._outputs.expected("m*") == 900
+
+
 def test_learned_output_is_the_95th_percentile_of_the_last_answers() -> None:
     outputs = LearnedOutputs()
     for size in range(1, 101):
@@ -294,6 +386,31 @@ async def test_shadow_refuses_nothing_and_says_what_it_would(caplog: pytest.LogC
     assert all(context.standing.balances == () for context in bench.contexts)
 
 
+async def test_shadow_follows_the_configuration() -> None:
+    bench = Bench(Limits(requests_per_minute=1))
+    await bench.ask()
+    for shadow in (True, False):
+        commit = await bench.admission.prepare(Settings.model_validate({"admission": {"shadow": shadow}}))
+        assert bench.admission.shadow is not shadow
+        commit()
+        if shadow:
+            await bench.ask()
+        else:
+            with pytest.raises(LimitReached):
+                await bench.ask()
+
+
+async def test_request_that_was_let_in_under_shadow_ends_as_it_began() -> None:
+    bench = Bench(Limits(requests_per_minute=2, concurrency=1), shadow=True, script=Script(stepped=True))
+    task = asyncio.create_task(bench.ask())
+    await soon((await bench.provider.call()).waiting)
+    (await bench.admission.prepare(Settings()))()
+    (await bench.provider.call()).step(3)
+    await task
+    assert bench.contexts[0].standing.balances == ()
+    assert bench.left("concurrency") == 1
+
+
 async def test_job_waits_for_its_turn_at_a_limit() -> None:
     bench = Bench(Limits(requests_per_minute=2, request_burst=1))
     waits: list[float] = []
@@ -306,6 +423,30 @@ async def test_job_waits_for_its_turn_at_a_limit() -> None:
     for number in range(2):
         await run(Job(f"job_{number}", bench.context().principal, question(), created_at=0))
     assert waits == [30]
+
+
+async def test_job_waits_for_a_store_that_says_when_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(Limits(usd_per_day=Decimal(1)), model={"price_usd_per_million_tokens": PRICE})
+    failures = [StoreUnavailable("away", retry_after_s=1) for _ in range(100)]
+    reserve = bench.limiter.reserve
+    waits: list[float] = []
+
+    async def reserve_later(scopes: Sequence[Scope], demand: Demand) -> Reservation:
+        if failures:
+            raise failures.pop()
+        return await reserve(scopes, demand)
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr(bench.limiter, "reserve", reserve_later)
+    run = JobRunner(generation=bench.service, sleep=sleep)
+    job = Job("job_1", bench.context().principal, question(), created_at=0)
+    await run(job)
+    assert waits == [1] * 100
+    failures.append(StoreUnavailable("away"))
+    with pytest.raises(StoreUnavailable):
+        await run(job)
 
 
 async def test_job_does_not_wait_for_tomorrow() -> None:

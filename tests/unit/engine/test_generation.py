@@ -15,7 +15,6 @@ from service.config import ModelSettings
 from service.domain.clock import ManualClock
 from service.domain.generation import (
     Chunk,
-    Completion,
     Delta,
     EmbeddingRequest,
     FinishReason,
@@ -83,7 +82,6 @@ class Bench:
             ),
             admission=Admission(limiter=MemoryLimiter(clock=self.clock), shadow=False, metrics=self.metrics),
             metrics=self.metrics,
-            clock=self.clock,
         )
 
     def outcomes(self) -> dict[tuple[str, str], float]:
@@ -175,7 +173,6 @@ async def test_the_last_failure_is_raised_when_no_route_can(bench: Bench, ask: A
     bench.second.script = Script(before=UpstreamThrottled("second", retry_after_s=3))
     with pytest.raises(UpstreamThrottled, match="second"):
         await ask(bench)
-    assert bench.service.last_success_at is None
 
 
 @both
@@ -300,7 +297,6 @@ async def test_leaving_early_closes_the_call_and_counts_as_cancelled(bench: Benc
         assert not bench.first.calls[0].closed.is_set()
     assert bench.first.calls[0].closed.is_set()
     assert bench.outcomes() == {("first", "cancelled"): 1}
-    assert bench.service.last_success_at is None
 
 
 async def test_a_stream_that_was_left_counts_what_was_asked_and_what_had_come(bench: Bench) -> None:
@@ -381,22 +377,6 @@ async def test_a_defect_in_mid_stream_counts_as_one(bench: Bench) -> None:
     assert bench.outcomes() == {("first", "internal_error"): 1}
 
 
-async def test_success_is_remembered_with_its_time(bench: Bench) -> None:
-    service = bench.service
-    assert service.last_success_at is None
-    for ask in (service.complete(REQUEST, CONTEXT), _drained(service)):
-        bench.clock.advance(5)
-        await ask
-        assert service.last_success_at == bench.clock.monotonic()
-
-
-async def _drained(service: GenerationService) -> Completion | None:
-    async with service.stream(REQUEST, CONTEXT) as chunks:
-        async for _ in chunks:
-            pass
-    return None
-
-
 async def test_vectors_fall_back_and_count_like_any_call(bench: Bench) -> None:
     bench.first.script = Script(before=UpstreamUnavailable("gone"))
     bench.second.script = Script(usage=Usage(4, 0))
@@ -412,15 +392,20 @@ def over(bench: Bench, **resilience: Any) -> GenerationService:
         catalogue=ModelCatalogue({"m": ModelSettings.model_validate({"routes": TWO_ROUTES})}),
         attempts=attempts_over(
             {"first": bench.first, "second": bench.second},
-            sections={"first": {"breaker": {"calls_at_least": 4}}, "second": {}},
+            sections={"first": {"breaker": {"calls_at_least": 2}}, "second": {}},
             resilience=resilience,
             metrics=bench.metrics,
             clock=bench.clock,
         ),
         admission=Admission(limiter=MemoryLimiter(clock=bench.clock), shadow=False, metrics=bench.metrics),
         metrics=bench.metrics,
-        clock=bench.clock,
     )
+
+
+async def drain(service: GenerationService) -> None:
+    async with service.stream(REQUEST, CONTEXT) as chunks:
+        async for _ in chunks:
+            pass
 
 
 async def test_streams_that_break_off_open_the_circuit_of_their_route(bench: Bench) -> None:
@@ -428,7 +413,7 @@ async def test_streams_that_break_off_open_the_circuit_of_their_route(bench: Ben
     bench.first.script = Script(pieces=("Hel", UpstreamUnavailable("cut")))
     for _ in range(2):
         with pytest.raises(UpstreamUnavailable):
-            await _drained(service)
+            await drain(service)
     async with service.stream(REQUEST, CONTEXT) as chunks:
         assert [chunk.text async for chunk in chunks][:1] == ["Hello"]
     assert (len(bench.first.calls), len(bench.second.calls)) == (2, 1)

@@ -7,15 +7,18 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
+from typing_extensions import override
 
 from service.config import DrainSettings, ModelSettings, ProviderSettings, ReadinessSettings, Settings
 from service.config.fingerprint import KeyFingerprints
 from service.domain.clock import Deadline, ManualClock
 from service.domain.generation import GenerationRequest
+from service.domain.probe import Sight, Subject
 from service.engine.catalogue import ModelCatalogue
 from service.engine.drain import Drain, Stage
 from service.engine.prober import Prober
-from service.engine.readiness import KEY_LAG_S, LEASE_S, ReadinessCheck, Verdict
+from service.engine.readiness import KEY_LAG_S, LEASE_S, TOGETHER_S, ReadinessCheck, Verdict
 from service.errors import (
     InvalidRequest,
     ServiceError,
@@ -28,6 +31,7 @@ from service.errors import (
     UpstreamUnavailable,
 )
 from service.providers.fake import FakeProvider, Script
+from service.providers.keys import KeyRing
 from service.storage.probe_board import MemoryProbeBoard
 from service.telemetry.metrics import Metrics
 from tests.support.fake_app import DEADLINE_S, soon, until
@@ -80,7 +84,9 @@ class Process:
         self.check = ReadinessCheck(
             routes=self.models.chat_routes,
             keys=self.keys,
-            prober=Prober(providers=self.providers, metrics=self.metrics, clock=self.clock),
+            prober=Prober(
+                providers=self.providers, metrics=self.metrics, clock=self.clock, price_at=self.models.price_at
+            ),
             board=self.board,
             settings=self.settings,
             drain=self.drain,
@@ -152,16 +158,22 @@ def two_providers() -> Fleet:
     return Fleet(models={"m": {"routes": [{"provider": "one"}, {"provider": "two", "model": "other"}]}})
 
 
+def reason(error: ServiceError, provider: str = "one") -> str:
+    if isinstance(error, UpstreamRejected):
+        return f"{provider}: {error.code}: the provider refuses the smallest call with status {error.upstream_status}"
+    return f"{provider}: {error.code}: {error.message}"
+
+
 def unready(error: ServiceError, provider: str = "one") -> Verdict:
-    return Verdict(ready=False, status="unready", reason=f"{provider}: {error.code}: {error.message}")
+    return Verdict(ready=False, status="unready", reason=reason(error, provider))
 
 
 def degraded(error: ServiceError, provider: str = "one") -> Verdict:
-    return Verdict(ready=True, status="degraded", reason=f"{provider}: {error.code}: {error.message}")
+    return Verdict(ready=True, status="degraded", reason=reason(error, provider))
 
 
 def starting(error: ServiceError) -> Verdict:
-    return Verdict(ready=False, status="starting", reason=f"one: {error.code}: {error.message}")
+    return Verdict(ready=False, status="starting", reason=reason(error))
 
 
 # Before the first success
@@ -223,6 +235,77 @@ async def test_a_key_that_never_worked_is_refused_behind_an_outage_too(fleet: Fl
     assert await process.after(PAST_INTERVAL_S) == unready(KEY_REFUSED)
 
 
+async def test_what_a_vendor_says_about_the_call_is_shown_to_nobody(fleet: Fleet) -> None:
+    fleet.fails_with(UpstreamRejected("your key sk-1 and ping", upstream_status=400, upstream_code="bad_thing"))
+    verdict = await fleet.process().after(0)
+    assert verdict.reason == (
+        "one: upstream_rejected: the provider refuses the smallest call with status 400 (bad_thing)"
+    )
+
+
+# Several keys
+
+MODES = pytest.mark.parametrize("mode", ["key", "strict"])
+
+
+def with_keys(fleet: Fleet, *keys: str, dead: dict[str, ServiceError]) -> None:
+    fleet.one.keys = KeyRing(provider="one", keys=[SecretStr(key) for key in keys], files=(), clock=fleet.clock)
+    fleet.one.refusals.update(dead)
+
+
+@MODES
+@pytest.mark.parametrize("refused", [KEY_REFUSED, OUT_OF_FUNDS], ids=named)
+@pytest.mark.parametrize("dead", [["k1"], ["k2"], ["k1", "k3"], ["k1", "k2"]], ids=str)
+async def test_one_key_that_works_is_enough(fleet: Fleet, mode: str, refused: ServiceError, dead: list[str]) -> None:
+    with_keys(fleet, "k1", "k2", "k3", dead=dict.fromkeys(dead, refused))
+    process = fleet.process(mode=mode)
+    assert await process.after(0) == READY
+    for _ in range(20):
+        assert await process.after(PAST_INTERVAL_S) == READY
+
+
+@MODES
+async def test_keys_of_which_each_is_refused_are_refused(fleet: Fleet, mode: str) -> None:
+    with_keys(fleet, "k1", "k2", dead={"k1": KEY_REFUSED, "k2": KEY_REFUSED})
+    process = fleet.process(mode=mode)
+    assert await process.after(0) == unready(KEY_REFUSED)
+    assert len(fleet.one.calls) == 2
+    assert (
+        process.metrics.registry.get_sample_value(
+            "llm_api_provider_probes_total", {"provider": "one", "outcome": "key_refused"}
+        )
+        == 1
+    )
+
+
+@pytest.mark.parametrize("first", [KEY_REFUSED, OUT_OF_FUNDS], ids=named)
+async def test_a_key_that_lacks_only_funds_outweighs_one_that_is_wrong(fleet: Fleet, first: ServiceError) -> None:
+    second = OUT_OF_FUNDS if first is KEY_REFUSED else KEY_REFUSED
+    with_keys(fleet, "k1", "k2", dead={"k1": first, "k2": second})
+    assert await fleet.process().after(0) == degraded(OUT_OF_FUNDS)
+
+
+async def test_a_key_that_is_limited_beside_one_that_is_refused_is_no_refusal(fleet: Fleet) -> None:
+    limited = UpstreamThrottled("slower", retry_after_s=60)
+    with_keys(fleet, "k1", "k2", dead={"k1": KEY_REFUSED, "k2": limited})
+    process = fleet.process()
+    assert await process.after(0) == starting(limited)
+
+
+async def test_other_refusals_are_not_tried_with_other_keys(fleet: Fleet) -> None:
+    with_keys(fleet, "k1", "k2", dead={"k1": WRONG[3], "k2": WRONG[3]})
+    await fleet.process().after(0)
+    assert len(fleet.one.calls) == 1
+
+
+async def test_a_forgiving_ring_is_asked_once_with_each_key(fleet: Fleet) -> None:
+    keys = [SecretStr("k1"), SecretStr("k2")]
+    fleet.one.keys = KeyRing(provider="one", keys=keys, files=(), clock=fleet.clock, forgiving=True)
+    fleet.one.refusals = {"k1": KEY_REFUSED, "k2": KEY_REFUSED}
+    assert await fleet.process().after(0) == unready(KEY_REFUSED)
+    assert len(fleet.one.calls) == 2
+
+
 # After the first success
 
 
@@ -265,6 +348,16 @@ async def test_a_stop_wins_over_everything(fleet: Fleet) -> None:
     assert process.verdict == Verdict(ready=False, status="unready", reason="draining")
 
 
+@pytest.mark.parametrize("mode", ["key", "passive", "off"])
+async def test_the_gauge_follows_a_stop_at_once(fleet: Fleet, mode: str) -> None:
+    process = fleet.process(mode=mode)
+    await process.after(0)
+    async with process.check.running():
+        assert process.gauge == 1
+        process.drain._reach(Stage.NOTICED)
+        assert process.gauge == 0
+
+
 # Several providers
 
 
@@ -294,6 +387,19 @@ async def test_each_provider_that_fails_is_named(two_providers: Fleet) -> None:
     verdict = await process.after(PAST_INTERVAL_S)
     assert verdict.ready
     assert verdict.reason == "one: upstream_misconfigured: no money; two: upstream_misconfigured: the key is refused"
+
+
+async def test_what_one_provider_shows_does_not_wait_for_another(two_providers: Fleet) -> None:
+    two_providers.two.script = Script(stepped=True)
+    two_providers.one.script = Script(before=KEY_REFUSED)
+    process = two_providers.process()
+    task = asyncio.create_task(process.check.refresh())
+    call = await two_providers.two.call()
+    await soon(call.waiting)
+    assert process.verdict == unready(KEY_REFUSED)
+    call.step(3)
+    await task
+    assert process.verdict == unready(KEY_REFUSED)
 
 
 async def test_a_defect_at_one_provider_does_not_hide_the_other(two_providers: Fleet) -> None:
@@ -341,6 +447,42 @@ async def test_a_process_is_ready_by_what_another_one_found_out(fleet: Fleet) ->
     await fleet.process().after(0)
     fleet.clock.advance(5)
     assert await fleet.process().after(0) == READY
+    assert len(fleet.one.calls) == 1
+
+
+async def test_a_process_that_starts_later_finds_out_by_itself_that_its_key_was_revoked(fleet: Fleet) -> None:
+    await fleet.process().after(0)
+    fleet.clock.advance(TOGETHER_S + 0.1)
+    fleet.fails_with(KEY_REFUSED)
+    late = fleet.process()
+    assert await late.after(0) == unready(KEY_REFUSED)
+    assert await late.after(PAST_INTERVAL_S) == unready(KEY_REFUSED)
+
+
+async def test_each_later_start_costs_one_check_and_none_where_there_is_traffic(fleet: Fleet) -> None:
+    first = fleet.process()
+    await first.after(0)
+    processes = [first]
+    for number in range(1, 4):
+        fleet.clock.advance(TOGETHER_S + 0.1)
+        processes.append(fleet.process())
+        for process in processes:
+            assert await process.after(0) == READY
+        assert len(fleet.one.calls) == 1 + number
+    fleet.clock.advance(TOGETHER_S + 0.1)
+    first.answered()
+    await first.after(0)
+    assert await fleet.process().after(0) == READY
+    assert len(fleet.one.calls) == 4
+
+
+async def test_processes_that_start_within_seconds_share_one_check(fleet: Fleet) -> None:
+    processes = []
+    for _ in range(20):
+        processes.append(fleet.process())
+        for process in processes:
+            assert await process.after(0) == READY
+        fleet.clock.advance(TOGETHER_S / 20)
     assert len(fleet.one.calls) == 1
 
 
@@ -455,6 +597,13 @@ async def test_passive_tells_of_failed_traffic_and_of_its_end(fleet: Fleet) -> N
     assert process.verdict == READY
 
 
+async def test_passive_tells_of_the_last_failure_and_not_of_one_like_it(fleet: Fleet) -> None:
+    process = fleet.process(mode="passive")
+    for message in ("the provider failed with status 503", "the provider failed with status 500"):
+        process.answered(error=UpstreamUnavailable(message))
+        assert process.verdict == degraded(UpstreamUnavailable(message))
+
+
 async def test_a_rejected_request_is_its_callers_affair(fleet: Fleet) -> None:
     process = fleet.process(mode="passive")
     process.answered(error=UpstreamRejected("too long"))
@@ -541,8 +690,9 @@ def configuration(fleet: Fleet) -> Settings:
     return Settings.model_validate({"providers": fleet.keys, "models": fleet.models})
 
 
-async def reload(process: Process, fleet: Fleet) -> None:
-    settings = configuration(fleet)
+async def reload(process: Process, fleet: Fleet, **readiness: Any) -> None:
+    given = {"interval_s": INTERVAL_S, "mode": process.settings.mode, **readiness}
+    settings = configuration(fleet).model_copy(update={"readiness": ReadinessSettings.model_validate(given)})
     for part in (process.models, process.check):
         (await part.prepare(settings))()
 
@@ -564,6 +714,101 @@ async def test_a_provider_that_is_taken_out_is_not_told_of_any_more(two_provider
     two_providers.models = {"m": {"routes": [{"provider": "one"}]}}
     await reload(process, two_providers)
     assert process.verdict == READY
+
+
+async def test_in_passive_mode_a_provider_that_was_taken_out_is_forgotten_whatever_ran_on_it(
+    two_providers: Fleet,
+) -> None:
+    process = two_providers.process(mode="passive")
+    process.answered("two", PASSING[0])
+    assert process.verdict == degraded(PASSING[0], "two")
+    two_providers.models = {"m": {"routes": [{"provider": "one"}]}}
+    del two_providers.keys["two"]
+    await reload(process, two_providers)
+    assert process.verdict == READY
+    process.answered("two", PASSING[0])
+    assert process.verdict == READY
+
+
+class HeldBoard(MemoryProbeBoard):
+    """Lets who looks wait."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__(clock)
+        self.looking = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    @override
+    async def look(self, *arguments: Any, **options: Any) -> Sight:
+        self.looking.set()
+        await self.go_on.wait()
+        return await super().look(*arguments, **options)
+
+
+@pytest.mark.parametrize("when", ["before it began", "while it waits"])
+async def test_a_provider_that_is_taken_out_during_a_look_is_passed_over(two_providers: Fleet, when: str) -> None:
+    two_providers.board = board = HeldBoard(two_providers.clock)
+    process = two_providers.process()
+    subject = Subject("two", "other", process.keys("two"))
+    task = asyncio.create_task(process.check.refresh())
+    await (soon(board.looking) if when == "while it waits" else asyncio.sleep(0))
+    two_providers.models = {"m": {"routes": [{"provider": "one"}]}}
+    del two_providers.keys["two"], process.providers["two"]
+    await reload(process, two_providers)
+    board.go_on.set()
+    await task
+    assert process.verdict == READY
+    assert two_providers.two.calls == []
+    assert board.see(subject).probe is None, "who may still have it is told nothing"
+    age = process.metrics.registry.get_sample_value("llm_api_provider_probe_age_seconds", {"provider": "two"})
+    assert age is None
+
+
+async def test_the_model_and_the_interval_follow_the_file(fleet: Fleet) -> None:
+    process = fleet.process()
+    await process.after(0)
+    fleet.models["wanted"] = {"routes": [{"provider": "one"}]}
+    await reload(process, fleet, model="wanted", interval_s=5)
+    await process.after(0)
+    assert [call.upstream_model for call in fleet.one.calls] == ["upstream", "wanted"]
+    await process.after(6)
+    assert len(fleet.one.calls) == 3
+
+
+async def test_the_mode_follows_the_file_in_all_directions(fleet: Fleet) -> None:
+    process = fleet.process(mode="off")
+    async with process.check.running():
+        assert (process.verdict, fleet.one.calls) == (READY, [])
+        fleet.fails_with(OUT_OF_FUNDS)
+        await reload(process, fleet, mode="key")
+        assert process.verdict == READY, "before the first check nothing is held against it"
+        await until(lambda: process.verdict == degraded(OUT_OF_FUNDS))
+        await reload(process, fleet, mode="strict")
+        assert process.verdict == unready(OUT_OF_FUNDS)
+        assert process.gauge == 0
+        await reload(process, fleet, mode="passive")
+        assert process.verdict == READY
+        process.answered(error=PASSING[0])
+        assert process.verdict == degraded(PASSING[0])
+        await reload(process, fleet, mode="off")
+        assert process.verdict == READY
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        fleet.fails_with(None)
+        fleet.clock.advance(LEASE_S)
+        await reload(process, fleet, mode="strict")
+        assert process.verdict == READY
+        await until(lambda: len(fleet.one.calls) > 1)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_checks_that_are_switched_on_cannot_unready_a_ready_fleet_but_in_strict_mode(fleet: Fleet) -> None:
+    process = fleet.process(mode="off")
+    fleet.fails_with(KEY_REFUSED)
+    await reload(process, fleet, mode="key")
+    assert await process.after(0) == degraded(KEY_REFUSED)
+    await reload(process, fleet, mode="strict")
+    assert await process.after(0) == unready(KEY_REFUSED)
 
 
 # In the background
@@ -619,6 +864,23 @@ async def test_checks_their_tokens_and_their_age_have_metrics_of_their_own(fleet
     await process.after(30)
     assert value("llm_api_provider_probe_age_seconds") == 30
     assert not [sample for family in process.metrics.tokens.collect() for sample in family.samples if sample.value]
+
+
+async def test_what_checks_cost_is_counted_where_the_model_has_a_price(two_providers: Fleet) -> None:
+    price = {"input": 2.5, "output": 10, "as_of": "2026-11-01", "source": "the vendor"}
+    routes = [{"provider": "one", "model": "upstream"}]
+    two_providers.models = {
+        "m": {"routes": routes, "price_usd_per_million_tokens": price},
+        "n": {"routes": [{"provider": "two"}]},
+    }
+    process = two_providers.process()
+    await process.after(0)
+    await process.after(PAST_INTERVAL_S)
+    value = process.metrics.registry.get_sample_value
+    # 5 tokens of input and 3 of output, twice.
+    assert value("llm_api_probe_cost_usd_total", {"provider": "one"}) == pytest.approx(2 * 42.5e-6)
+    assert value("llm_api_probe_tokens_total", {"provider": "two"}) == 16
+    assert value("llm_api_probe_cost_usd_total", {"provider": "two"}) is None
 
 
 async def test_a_provider_that_hangs_is_given_up_after_its_time(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -238,6 +238,16 @@ def test_stream_without_its_head_breaks_the_schema() -> None:
         assert not made.finished
 
 
+def test_head_tells_what_was_read_and_the_end_what_it_took() -> None:
+    usage = {"input_tokens": 5, "output_tokens": 1, "cache_read_input_tokens": 20, "cache_creation_input_tokens": 3}
+    start = anthropic_event("message_start", message={**HEAD, "usage": usage})
+    end = anthropic_event("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 9})
+    head, text, last = feed(decoder(begun=False), start, anthropic_text("a"), end)
+    assert head.first_usage == Usage(28, 1, cached_input_tokens=20, cache_write_tokens=3)
+    assert (head.usage, text.usage, text.first_usage, last.first_usage) == (None, None, None, None)
+    assert last.usage == Usage(28, 9, cached_input_tokens=20, cache_write_tokens=3)
+
+
 def test_reason_without_usage_does_not_finish_what_came_before() -> None:
     made = decoder()
     (chunk,) = feed(made, anthropic_text("a") + anthropic_event("message_delta", delta={"stop_reason": "end_turn"}))

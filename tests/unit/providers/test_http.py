@@ -12,6 +12,7 @@ from yarl import URL
 from service.config import TimeoutSettings
 from service.domain.clock import Deadline, SystemClock
 from service.errors import InvalidRequest, UpstreamError, UpstreamInvalid, UpstreamMisconfigured, UpstreamUnavailable
+from service.providers.allowance import read_openai
 from service.providers.http import MAX_STALE_CONNECTIONS, Ask, HttpUpstream
 from service.providers.keys import KeyRing
 
@@ -47,6 +48,7 @@ async def post(session: Session, payload: dict[str, object] | None = None) -> No
         keys=KeyRing(provider="up", keys=(), files=(), clock=SystemClock()),
         headers=lambda _: {},
         refused=refused,
+        left=read_openai,
     )
     ask = upstream.keyed(Ask(URL("http://127.0.0.1/v1"), payload or {}))
     await upstream.post(ask, deadline=Deadline.after(5, SystemClock()))

@@ -2,21 +2,33 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
 
 from service.config import ProviderSettings, Settings
 from service.domain.clock import Deadline, ManualClock
 from service.domain.generation import EmbeddingRequest, GenerationRequest, Message
-from service.errors import InvalidRequest, UpstreamError, UpstreamThrottled, UpstreamUnavailable
-from service.providers.base import Provider
+from service.errors import (
+    InvalidRequest,
+    UpstreamError,
+    UpstreamMisconfigured,
+    UpstreamThrottled,
+    UpstreamUnavailable,
+)
+from service.providers.base import Provider, ProviderKey
+from service.providers.build import open_provider
 from service.providers.fake import FakeProvider, Script
+from service.providers.keys import KeyRing
 from service.providers.pool import ProviderPool
+from service.telemetry.metrics import Metrics
 from tests.support.fake_app import soon
 
 DEADLINE = Deadline(1e9)
+KEY_REFUSED = UpstreamMisconfigured("refused", upstream_status=401, refused="key")
 REQUEST = GenerationRequest(model="m", messages=(Message.of_text("user", "Hi"),))
 
 
@@ -140,6 +152,86 @@ async def test_one_that_is_taken_out_fails_for_who_still_holds_it_and_may_come_b
         assert len(factory.fakes["three"].calls) == 1
 
 
+class Counted:
+    """The pool with real rings of keys, and what is told of them."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self._clock = clock
+        self.metrics = Metrics(CollectorRegistry())
+
+    @asynccontextmanager
+    async def opened(self, **providers: str) -> AsyncIterator[ProviderPool]:
+        def opener(name: str, given: ProviderSettings) -> AbstractAsyncContextManager[Provider]:
+            return open_provider(name, given, clock=self._clock, metrics=self.metrics)
+
+        pool = ProviderPool(opener, self._clock, on_gone=self.metrics.forget_provider)
+        async with pool.opened(settings(**providers)):
+            yield pool
+
+    def dead(self, name: str = "a") -> float | None:
+        return self.metrics.registry.get_sample_value("llm_api_provider_keys_dead", {"provider": name})
+
+
+def refuse(provider: Provider) -> ProviderKey:
+    """Let a call find the provider's key refused."""
+    key = provider.keys.take("m")
+    assert key is not None
+    assert isinstance(provider.keys, KeyRing)
+    provider.keys.note(key, "m", KEY_REFUSED)
+    return key
+
+
+async def test_dead_keys_are_told_of_until_others_are_in_their_place() -> None:
+    counted = Counted(ManualClock())
+    async with counted.opened(a="one") as pool:
+        assert counted.dead() == 0
+        old = pool["a"].keys
+        key = refuse(pool["a"])
+        commit = await pool.prepare(Settings.model_construct(providers=settings(a="two")))
+        assert counted.dead() == 1, "what is only prepared is not in force"
+        commit()
+        assert counted.dead() == 0
+        assert isinstance(old, KeyRing)
+        old.note(key, "m", KEY_REFUSED)
+        assert counted.dead() == 0, "a call that ends with the old key says nothing of the new one"
+        refuse(pool["a"])
+        assert counted.dead() == 1
+
+
+async def test_nothing_is_told_of_a_provider_that_was_taken_out() -> None:
+    counted = Counted(ManualClock())
+    async with counted.opened(a="one", b="two") as pool:
+        counted.metrics.probe_age.labels("a").set(3)
+        counted.metrics.provider_remaining_ratio.labels("a", "requests").set(0.1)
+        keys = pool["a"].keys
+        key = refuse(pool["a"])
+        await replace(pool, b="two")
+        assert isinstance(keys, KeyRing)
+        keys.accepted(key)
+        samples = [
+            sample
+            for family in counted.metrics.registry.collect()
+            for sample in family.samples
+            if sample.labels.get("provider") == "a"
+        ]
+        assert samples == []
+        assert counted.dead("b") == 0
+
+
+async def test_where_processes_share_metrics_all_is_said_to_be_well_of_what_was_taken_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counted = Counted(ManualClock())
+    async with counted.opened(a="one", b="two") as pool:
+        counted.metrics.provider_remaining_ratio.labels("a", "requests").set(0.1)
+        refuse(pool["a"])
+        monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "unused")
+        await replace(pool, b="two")
+        value = counted.metrics.registry.get_sample_value
+        assert counted.dead() == 0
+        assert value("llm_api_provider_remaining_ratio", {"provider": "a", "resource": "requests"}) == 1
+
+
 async def test_nothing_changes_where_one_cannot_be_opened(factory: Factory) -> None:
     async with opened(factory, a="one") as pool:
         with pytest.raises(ValueError, match="broken"):
@@ -187,6 +279,22 @@ async def test_the_end_of_each_call_is_told_with_its_beginning(factory: Factory)
             ("a", throttled, 1_001.0),
             ("a", None, 1_001.0),
         ]
+
+
+async def test_refusal_of_one_key_of_several_is_not_told_and_of_the_last_one_is(factory: Factory) -> None:
+    clock = ManualClock()
+    async with opened(factory, clock, a="one") as pool:
+        observed = Observed()
+        pool.observe(observed)
+        fake = factory.fakes["one"]
+        fake.keys = KeyRing(provider="a", keys=[SecretStr("k1"), SecretStr("k2")], files=(), clock=clock)
+        fake.refusals = {"k1": KEY_REFUSED, "k2": KEY_REFUSED}
+        with pytest.raises(UpstreamMisconfigured):
+            await complete(pool["a"])
+        assert observed.calls == []
+        with pytest.raises(UpstreamMisconfigured):
+            await complete(pool["a"])
+        assert observed.calls == [("a", KEY_REFUSED, 1_000.0)]
 
 
 async def test_what_says_nothing_of_the_provider_is_not_told(factory: Factory) -> None:

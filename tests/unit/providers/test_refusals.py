@@ -1,4 +1,4 @@
-"""What each vendor's refusals mean to us: by status and code, never by their texts."""
+"""What each vendor's refusals mean to us: by status and code, and by one text."""
 
 import urllib.request
 from datetime import UTC, datetime
@@ -84,6 +84,54 @@ def test_bodies_that_say_nothing_leave_the_status_to_decide(module: object, body
     refusal_error = {openai: openai.refusal_error, anthropic: anthropic.refusal_error}[module]  # type: ignore[index]  # modules are hashable
     assert type(refusal_error(500, {}, body, provider="up")) is UpstreamUnavailable
     assert type(refusal_error(200, {}, body, provider="up")) is UpstreamInvalid
+
+
+CREDIT = "Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing."
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "message", "refused"),
+    [
+        (400, "invalid_request_error", CREDIT, "funds"),
+        (200, "invalid_request_error", CREDIT, "funds"),
+        (400, "invalid_request_error", f"messages.0: {CREDIT}", None),
+        (413, "request_too_large", CREDIT, None),
+        (400, "another_error", CREDIT, None),
+    ],
+)
+def test_an_empty_account_at_anthropic_is_known_by_its_text_in_that_one_place(
+    status: int, kind: str, message: str, refused: str | None
+) -> None:
+    body = orjson.dumps({"type": "error", "error": {"type": kind, "message": message}})
+    found = anthropic.refusal_error(status, {}, body, provider="up")
+    assert getattr(found, "refused", None) == refused
+    if refused:
+        assert (found.upstream_code, found.status) == ("credit_balance_too_low", 502)
+
+
+def gemini_error(reason: object, code: int = 400) -> dict[str, object]:
+    info = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reason, "domain": "googleapis.com"}
+    return {
+        "error": {"code": code, "message": "API key not valid.", "status": "INVALID_ARGUMENT", "details": [1, info]}
+    }
+
+
+@pytest.mark.parametrize(
+    "body",
+    [gemini_error("API_KEY_INVALID"), [gemini_error("API_KEY_INVALID")], [gemini_error("API_KEY_SERVICE_BLOCKED")]],
+    ids=["object", "list", "another reason"],
+)
+def test_a_key_that_google_refuses_is_known_by_the_reason_in_the_details(body: object) -> None:
+    found = openai.refusal_error(400, {}, orjson.dumps(body), provider="up")
+    assert isinstance(found, UpstreamMisconfigured)
+    assert (found.refused, found.upstream_status) == ("key", 400)
+    assert str(found.upstream_code).startswith("API_KEY_")
+
+
+@pytest.mark.parametrize("reason", ["FIELD_INVALID", None, 7])
+def test_other_reasons_of_google_are_about_the_request(reason: object) -> None:
+    found = openai.refusal_error(400, {}, orjson.dumps([gemini_error(reason)]), provider="up")
+    assert (type(found), str(found)) == (UpstreamRejected, "API key not valid.")
 
 
 def test_rejection_keeps_the_providers_reason_and_a_misconfiguration_does_not() -> None:

@@ -1,0 +1,58 @@
+"""One call to one provider on behalf of a request, and what becomes of what it brings."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from service.domain.clock import Deadline
+from service.engine.catalogue import Route
+from service.errors import (
+    UpstreamInvalid,
+    UpstreamOverloaded,
+    UpstreamThrottled,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from service.providers.base import Provider, ProviderKey
+from service.queueing.provider_queue import Turn
+from service.resilience.breaker import Permit
+
+T = TypeVar("T")
+
+OUTAGES = (UpstreamUnavailable, UpstreamTimeout, UpstreamOverloaded, UpstreamInvalid)
+"""What opens a breaker after some. A 429 is the fate of a working provider."""
+PUSH_BACKS = (UpstreamThrottled, UpstreamOverloaded, UpstreamTimeout)
+"""What says that less should be asked at a time."""
+MAY_BE_BILLED = (UpstreamInvalid, UpstreamTimeout)
+"""Failures after which the provider may have read and written all the same; other failures took nothing."""
+
+Kind = Literal["first", "retry", "fallback", "hedge"]
+"""``fallback``: after a failure, at another route or with another key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One call to one provider."""
+
+    provider: Provider
+    route: Route
+    key: ProviderKey
+    deadline: Deadline
+    kind: Kind
+    permit: Permit | None
+    """None where there is no breaker."""
+    turn: Turn
+    """To be ended when the call is over, whichever way; attempts that brought nothing have done it."""
+
+    def broke_off(self, error: Exception) -> None:
+        """Take note that what had begun well did not end well."""
+        if isinstance(error, PUSH_BACKS):
+            self.turn.pushed_back()
+        if self.permit is not None and isinstance(error, OUTAGES):
+            self.permit.failed(error.code)
+
+
+Call = Callable[[Attempt], Awaitable[T]]
+"""Makes one attempt; returns once nothing that follows can be taken back."""
+Lose = Callable[[Attempt, T | None], Awaitable[None]]
+"""Gives up what an attempt brought, if it came to bring anything, because another one was faster."""
