@@ -188,7 +188,7 @@ async def get_stream_context(
         digest = digest_of(ticket).hex()
         if record is None or record.ticket_digest is None or not compare_digest(record.ticket_digest, digest):
             raise
-        principal = resources.authenticator.renew(Principal(record.principal))
+        principal = resources.authenticator.renew(Principal(record.principal, key_digest=record.key_digest))
         return _context(connection, principal=principal)
 
 

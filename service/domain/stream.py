@@ -25,6 +25,8 @@ class StreamRecord:
     """The framed event that ends the stream where its caller ended it."""
     ticket_digest: str | None = None
     """SHA-256, in hex, of the ticket by which it was opened: a browser that reconnects by itself shows it again."""
+    key_digest: bytes | None = None
+    """That of the principal's key (:class:`service.domain.principal.Principal`)."""
 
 
 class StreamEvent(NamedTuple):

@@ -86,6 +86,7 @@ class ResumableStreams:
             principal=context.principal.name,
             request_id=context.request_id,
             ticket_digest=ticket_digest,
+            key_digest=context.principal.key_digest,
             interruption=framing.failure(
                 StreamInterrupted(
                     "the process that generated this stream is gone, and the rest of it is lost: ask again"

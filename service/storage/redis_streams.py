@@ -146,7 +146,11 @@ class RedisStreamLog:
             "cancellation": record.cancellation,
             "owner": self.owner,
         }
-        return fields if record.ticket_digest is None else {**fields, "ticket_digest": record.ticket_digest}
+        if record.ticket_digest is not None:
+            fields["ticket_digest"] = record.ticket_digest
+        if record.key_digest is not None:
+            fields["key_digest"] = record.key_digest
+        return fields
 
 
 def _read(stream_id: str, fields: dict[bytes, bytes]) -> StreamRecord:
@@ -158,4 +162,5 @@ def _read(stream_id: str, fields: dict[bytes, bytes]) -> StreamRecord:
         interruption=fields[b"interruption"],
         cancellation=fields[b"cancellation"],
         ticket_digest=None if digest is None else digest.decode(),
+        key_digest=fields.get(b"key_digest"),
     )

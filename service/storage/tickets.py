@@ -99,11 +99,11 @@ def _written(principal: Principal) -> bytes:
 
 
 def _read(fields: dict[str, Any]) -> Principal:
-    digest = fields["key_digest"]
+    digest = fields.get("key_digest")  # a ticket of an older version, in a rolling update, has none
     return Principal(
         fields["name"],
         models=tuple(fields["models"]),
         priority=fields["priority"],
-        weight=fields["weight"],
+        weight=fields.get("weight", 1.0),
         key_digest=None if digest is None else bytes.fromhex(digest),
     )

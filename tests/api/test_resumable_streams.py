@@ -268,6 +268,19 @@ async def test_the_ticket_that_began_a_stream_continues_that_stream_only(keyed: 
     assert len(keyed.provider.calls) == 2
 
 
+async def test_the_ticket_continues_nothing_once_its_key_was_replaced(keyed: FakeApp) -> None:
+    ticket = await ticket_of(keyed)
+    params = {"prompt": "Hello", "model": "gpt-4o", "resumable": "true", "ticket": ticket}
+    stream_id = (await keyed.client.get("/stream", params=params)).headers["x-stream-id"]
+    replaced = keyed_auth()
+    replaced["keys"]["alice"] = {**replaced["keys"]["alice"], "key": "another-key-of-alice-0123456789"}
+    settings = keyed.resources.settings
+    prepared = settings.model_copy(update={"auth": type(settings.auth).model_validate(replaced)})
+    (await keyed.resources.authenticator.prepare(prepared))()
+    refused = await keyed.client.get(f"/streams/{stream_id}", params={"ticket": ticket})
+    assert refused.status_code == 401
+
+
 async def test_the_ticket_is_no_credential_for_ending_or_asking(keyed: FakeApp) -> None:
     ticket = await ticket_of(keyed)
     params = {"prompt": "Hello", "model": "gpt-4o", "resumable": "true", "ticket": ticket}

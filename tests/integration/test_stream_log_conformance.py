@@ -60,8 +60,8 @@ async def short_logs(request: pytest.FixtureRequest, redis_url: str) -> AsyncIte
 
 
 async def test_record_is_found_as_it_was_written(logs: Logs) -> None:
-    for digest in (None, "ab" * 32):
-        stream = await begin(logs.owner, ticket_digest=digest)
+    for digest, key in ((None, None), ("ab" * 32, bytes(range(32)))):
+        stream = await begin(logs.owner, ticket_digest=digest, key_digest=key)
         assert await logs.reader.find(stream.id) == stream.record
 
 

@@ -60,9 +60,10 @@ class Owner:
         return events
 
 
-async def begin(log: StreamLog, *, ticket_digest: str | None = None) -> Owner:
+async def begin(log: StreamLog, *, ticket_digest: str | None = None, key_digest: bytes | None = None) -> Owner:
     """Create a stream."""
-    record = StreamRecord(f"str_{secrets.token_urlsafe(18)}", "alice", "r-1", INTERRUPTION, CANCELLATION, ticket_digest)
+    stream_id = f"str_{secrets.token_urlsafe(18)}"
+    record = StreamRecord(stream_id, "alice", "r-1", INTERRUPTION, CANCELLATION, ticket_digest, key_digest)
     owner = Owner(log, record)
     await log.create(record, owner.on_end)
     return owner
