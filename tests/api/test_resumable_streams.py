@@ -9,6 +9,7 @@ import pytest
 
 from service.api.schemas import prompt_request
 from service.api.sse import TextFraming
+from service.auth.authenticator import KeyAuthenticator
 from service.domain.principal import RequestContext
 from service.errors import UpstreamTimeout
 from service.providers.fake import Script
@@ -276,7 +277,9 @@ async def test_the_ticket_continues_nothing_once_its_key_was_replaced(keyed: Fak
     replaced["keys"]["alice"] = {**replaced["keys"]["alice"], "key": "another-key-of-alice-0123456789"}
     settings = keyed.resources.settings
     prepared = settings.model_copy(update={"auth": type(settings.auth).model_validate(replaced)})
-    (await keyed.resources.authenticator.prepare(prepared))()
+    authenticator = keyed.resources.authenticator
+    assert isinstance(authenticator, KeyAuthenticator)
+    (await authenticator.prepare(prepared))()
     refused = await keyed.client.get(f"/streams/{stream_id}", params={"ticket": ticket})
     assert refused.status_code == 401
 
