@@ -10,11 +10,13 @@ from starlette.requests import HTTPConnection
 from service.errors import InvalidRequest
 
 REQUEST_TIMEOUT = "X-Request-Timeout-Ms"
+MIN_TIMEOUT_MS = 100
+"""Less is a mistake in the unit: no provider answers so soon."""
 MAX_TIMEOUT_MS = 86_400_000
 """A day: more than any answer takes."""
 _WHOLE = re.compile("[0-9]{1,8}")
 
-TimeoutMs = Annotated[int, Field(ge=1, le=MAX_TIMEOUT_MS)]
+TimeoutMs = Annotated[int, Field(ge=MIN_TIMEOUT_MS, le=MAX_TIMEOUT_MS)]
 """The same in a message on a WebSocket."""
 
 
@@ -23,10 +25,11 @@ def request_timeout_s(connection: HTTPConnection) -> float | None:
     value = connection.headers.get(REQUEST_TIMEOUT)
     if value is None:
         return None
-    if not _WHOLE.fullmatch(value) or not 1 <= int(value) <= MAX_TIMEOUT_MS:
+    if not _WHOLE.fullmatch(value) or not MIN_TIMEOUT_MS <= int(value) <= MAX_TIMEOUT_MS:
         raise InvalidRequest.at(
             REQUEST_TIMEOUT,
-            f"whole milliseconds from 1 to {MAX_TIMEOUT_MS} for which the answer is of use; leave it out for no end",
+            f"whole milliseconds from {MIN_TIMEOUT_MS} to {MAX_TIMEOUT_MS} for which the answer is of use; leave it out for "
+            "no end",
         )
     return int(value) / 1_000
 
@@ -38,7 +41,7 @@ def documented_timeout(extra: Mapping[str, Any]) -> dict[str, Any]:
         "in": "header",
         "required": False,
         "description": "For how long the answer is of use from when the request came: whole milliseconds, "
-        f"1 to {MAX_TIMEOUT_MS}.",
+        f"{MIN_TIMEOUT_MS} to {MAX_TIMEOUT_MS}.",
         # As the other headers that are read here. An integer would say of every header that is not listed that it is
         # refused, by the reading of OpenAPI that our conformance test has.
         "schema": {"type": "string"},

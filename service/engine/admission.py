@@ -18,7 +18,7 @@ from service.domain.limits import Demand, Quota, Reservation, Scope, quotas_of
 from service.domain.principal import RequestContext
 from service.engine.attempt import MAY_BE_BILLED
 from service.engine.catalogue import ModelEntry
-from service.errors import PermissionDenied, ServiceError
+from service.errors import CircuitOpen, Overloaded, PermissionDenied, ServiceError
 from service.queueing.work import Work
 from service.telemetry.metrics import Metrics
 
@@ -61,6 +61,8 @@ class Admitted:
     def __init__(self, work: Work) -> None:
         self.work = work
         """What it asks of a provider, as estimated."""
+        self.was_asked = False
+        """Whether any provider was."""
         self.billable = 0
         """Calls to providers that may cost something: all but those that failed without a bill."""
         self.usage: Usage | None = None
@@ -71,6 +73,7 @@ class Admitted:
     @contextmanager
     def asking(self) -> Iterator[None]:
         """Call a provider while the context is open."""
+        self.was_asked = True
         self.billable += 1
         try:
             yield
@@ -106,7 +109,8 @@ class Admission:
 
         Raises ``LimitReached``, ``BeyondLimit``, ``StoreUnavailable``, and ``PermissionDenied`` where money is limited
         and the model has no price. What was reserved is settled on leaving: on ``usage`` where it is known; not at all
-        of tokens and money where no provider was asked, or each call failed without a bill; else as estimated.
+        of tokens and money where no provider was asked, or each call failed without a bill; else as estimated. Where
+        no provider could be asked, the request is not counted either.
         """
         work = self._work(entry, asked, context)
         admitted = Admitted(work)
@@ -114,6 +118,12 @@ class Admission:
         reservation = await self._reserve(entry, asked, context, scopes, work) if scopes else None
         try:
             yield admitted
+        except (CircuitOpen, Overloaded):
+            # Who is told to come again must not meet its own limit then.
+            if reservation is not None and not admitted.was_asked:
+                self._limiter.give_back(reservation)
+                reservation = None
+            raise
         finally:
             self._settle(entry, asked, admitted, reservation)
 

@@ -43,9 +43,13 @@ class Attempt:
     """None where there is no breaker."""
     turn: Turn
     """To be ended when the call is over, whichever way; attempts that brought nothing have done it."""
+    is_out_of_time: Callable[[], bool]
+    """Whether the caller gives no more time, so that a timeout says nothing of the provider."""
 
     def broke_off(self, error: Exception) -> None:
         """Take note that what had begun well did not end well."""
+        if isinstance(error, UpstreamTimeout) and self.is_out_of_time():
+            return
         if isinstance(error, PUSH_BACKS):
             self.turn.pushed_back()
         if self.permit is not None and isinstance(error, OUTAGES):

@@ -22,7 +22,6 @@ from service.errors import (
     CircuitOpen,
     InternalError,
     InvalidRequest,
-    Overloaded,
     ServiceError,
     UpstreamError,
     UpstreamInvalid,
@@ -33,7 +32,7 @@ from service.errors import (
     UpstreamUnavailable,
 )
 from service.providers.base import Provider, ProviderKey
-from service.queueing.provider_queue import ProviderQueue, Turn
+from service.queueing.provider_queue import NoTurnError, ProviderQueue, Turn
 from service.queueing.work import Work
 from service.resilience.backoff import Backoff
 from service.resilience.breaker import Breaker, Permit
@@ -46,6 +45,8 @@ T = TypeVar("T")
 
 RESERVE = 10.0
 """Retries that quieter times may leave for a moment of trouble."""
+IN_VAIN_MAX = 10
+"""Turns of a request at a route for which there was no key after all."""
 THROTTLED_S = 1.0
 """Least wait after a 429 that does not say how long."""
 
@@ -80,6 +81,7 @@ class _Way:
     """What to wait for if no other key helps."""
     is_full: bool = False
     """Whether it would let this request wait for its turn."""
+    turns_without_key: int = 0
     over: bool = False
 
     @property
@@ -160,6 +162,11 @@ class Attempts:
                     self.breakers.forget(name)
 
         return commit
+
+    @property
+    def queue_wait_s(self) -> float:
+        """Seconds for which a request may wait for its turn."""
+        return self._admission.queue_wait_s
 
     def _ways(self, entry: ModelEntry) -> list[_Way]:
         known = [(route, self._providers.get(route.provider)) for route in entry.routes]
@@ -265,8 +272,10 @@ class _Run(Generic[T]):
         self._circuit: Breaker | None = None
         """The first of those that are open to let a call pass again."""
         self._unable: InvalidRequest | None = None
-        self._overloaded: Overloaded | None = None
-        """Why a turn could not come in time."""
+        self._too_late: tuple[_Way, NoTurnError] | None = None
+        """Where a turn would have come first, but not in time."""
+        self._patient_until: float | None = None
+        """Until when it waits for turns, at all routes together."""
 
     async def first_that_can(self) -> tuple[T, Attempt]:
         """Go through the routes until one brings something. Ends at once when it is cancelled, also while it waits."""
@@ -281,7 +290,7 @@ class _Run(Generic[T]):
                 answer = await self._ask(way, attempt)
                 if answer is not None:
                     return answer
-        raise self._reason()
+        raise await self._reason()
 
     def has_another(self) -> bool:
         """Whether a second attempt may run beside the one that does."""
@@ -312,8 +321,9 @@ class _Run(Generic[T]):
         stay, self._stay = self._stay, None
         if stay is not None:
             return stay
+        now = self._house.clock.monotonic()
         left = (way for way in self._ways if not way.over)
-        return min(left, key=lambda way: (way.is_full, way.not_before), default=None)
+        return min(left, key=lambda way: (way.not_before > now, way.is_full, way.not_before), default=None)
 
     async def _is_due(self, way: _Way) -> bool:
         """Wait until a route may be asked; False if that is too late, and it is over."""
@@ -326,12 +336,17 @@ class _Run(Generic[T]):
 
     async def _turn_at(self, way: _Way) -> Turn | None:
         """Wait for a turn, but not while another route may have one at once; None if there is none, or not yet."""
+        until = self._deadline.at
+        if way.is_full:
+            if self._patient_until is None:
+                self._patient_until = self._house.clock.monotonic() + self._house.queue_wait_s
+            until = min(until, self._patient_until)
+        queue = way.lane.queue
         try:
-            turn = await way.lane.queue.turn(
-                self._work, way.route.model, way.free_in_s, until=self._deadline.at, patient=way.is_full
-            )
-        except Overloaded as error:
-            self._overloaded = error
+            turn = await queue.turn(self._work, way.route.model, way.free_in_s, until=until, patient=way.is_full)
+        except NoTurnError as error:
+            if self._too_late is None or error.wait_s < self._too_late[1].wait_s:
+                self._too_late = (way, error)
             way.over = True
             return None
         if turn is None:
@@ -370,7 +385,7 @@ class _Run(Generic[T]):
         way.asked += 1
         self._made += 1
         until = min(self._deadline.at, self._house.clock.monotonic() + way.lane.settings.timeouts_s.total)
-        return Attempt(way.provider, way.route, key, Deadline(until), kind, gate.permit, turn)
+        return Attempt(way.provider, way.route, key, Deadline(until), kind, gate.permit, turn, self._is_out_of_time)
 
     def _pay_for(self, way: _Way) -> bool:
         way.is_retry = False
@@ -383,6 +398,11 @@ class _Run(Generic[T]):
     def _without_key(self, way: _Way, failure: UpstreamError | None) -> None:
         """Decide how a route goes on that has no key to be asked with now."""
         throttled, way.throttled = way.throttled, None
+        if isinstance(failure, UpstreamThrottled) and throttled is None and way.turns_without_key < IN_VAIN_MAX:
+            # Others were faster since there was room for it: it waits for its turn once more.
+            way.turns_without_key += 1
+            way.is_full = True
+            return
         if isinstance(failure, UpstreamThrottled):
             throttled = failure  # says when the first of its keys can go on
         if failure is not None:
@@ -430,9 +450,11 @@ class _Run(Generic[T]):
         """Whether a timeout says that the request had no more time, and nothing of the provider."""
         if not isinstance(error, UpstreamTimeout):
             return False
-        now = self._house.clock.monotonic()
-        callers_own = self._work.deadline_at is not None and now >= self._work.deadline_at
-        return callers_own or now - began < way.patience_s
+        return self._is_out_of_time() or self._house.clock.monotonic() - began < way.patience_s
+
+    def _is_out_of_time(self) -> bool:
+        """Whether the caller gives no more time."""
+        return self._work.deadline_at is not None and self._house.clock.monotonic() >= self._work.deadline_at
 
     def _over(
         self, attempt: Attempt, outcome: str, error: UpstreamError | None = None, *, in_vain: bool = False
@@ -484,12 +506,13 @@ class _Run(Generic[T]):
         way.not_before = self._house.clock.monotonic() + way.lane.backoff.wait_s(way.turns, at_least_s=at_least_s)
         way.is_retry = way.asked > 0
 
-    def _reason(self) -> ServiceError:
+    async def _reason(self) -> ServiceError:
         """Return what says most about why no attempt brought anything."""
         if self._failure is not None and (self._failure.retryable or self._circuit is None):
             return self._failure
-        if self._overloaded is not None:
-            return self._overloaded
+        if self._too_late is not None:
+            way, late = self._too_late
+            return await way.lane.queue.refusal(self._work, way.route.model, late)
         if self._circuit is not None and self._circuit.is_refusal:
             return UpstreamMisconfigured(
                 f"{self.entry.name}: its provider refuses the model or our use of it ({self._circuit.cause})",

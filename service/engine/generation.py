@@ -107,8 +107,10 @@ class GenerationService:
                 usage = Usage(tokens_in(input_size(request)), 0, estimated=True)
                 if opened is not None:
                     usage = opened.observed.estimated_usage(request)
-                    await opened.stack.aclose()
-                    attempt.turn.end(usage)
+                    try:
+                        await opened.stack.aclose()
+                    finally:
+                        attempt.turn.end(usage)
                     self._count(entry, attempt.route, "cancelled")
                 self._count_tokens(entry, attempt.route, usage)
 

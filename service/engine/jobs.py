@@ -94,7 +94,7 @@ class JobRunner:
                     raise
                 await self._sleep(wait_s)
             except _PASSING as error:
-                await self._sleep(min(LIMIT_WAIT_S, error.retry_after_s or 1.0))
+                await self._sleep(error.retry_after_s or 1.0)
             except StoreUnavailable as error:
                 if error.retry_after_s is None:
                     raise

@@ -44,6 +44,8 @@ class AdaptiveLimit:
         self._late_windows = 0
         self._most = 0
         """Calls at once since the last step."""
+        self._was_needed = False
+        """Whether it kept a call from beginning since then."""
         self._window_at = self._step_at = self._trouble_at = clock.monotonic()
 
     @property
@@ -51,48 +53,61 @@ class AdaptiveLimit:
         """Calls that may run at once; infinite where nothing speaks against more."""
         return self._limit if self.enabled else math.inf
 
-    def began(self, running: int) -> None:
-        """Take note of how many run, now that one more does."""
+    def was_needed(self) -> None:
+        """Take note that it kept a call from beginning."""
+        self._was_needed = True
+
+    def began(self, running: int) -> bool:
+        """Take note of how many run, now that one more does. Return, as those below do, whether the limit changed."""
         self._most = max(self._most, running)
         if self._limit == math.inf:
-            return
+            return False
         now = self._clock.monotonic()
         if now - self._step_at < WINDOW_S:
-            return
+            return False
+        before = self._limit
         if now - self._trouble_at >= FORGOTTEN_S:
             self._limit = math.inf
-        elif self._most >= self._limit - 1 and not self._late_windows:
+        elif self._was_needed and not self._late_windows:
             self._limit += max(1, math.floor(self._limit * STEP_PART))
         self._step_at = now
         self._most = running
+        self._was_needed = False
+        return self._limit != before
 
-    def pushed_back(self, running: int) -> None:
+    def pushed_back(self, running: int) -> bool:
         """Take note that the provider says it has too much to do; those that run at the same time say it once."""
         now = self._clock.monotonic()
         if running <= LEAST or (now - self._trouble_at < WINDOW_S and self._limit < math.inf):
-            return
-        self._lower(min(self._limit, running) * BACK_OFF, now)
+            return False
+        return self._lower(min(self._limit, running) * BACK_OFF, now)
 
-    def first_content(self, seconds: float) -> None:
+    def first_content(self, seconds: float) -> bool:
         """Take note of how long a first content took."""
         self._times.append(seconds)
         now = self._clock.monotonic()
-        if now - self._window_at >= WINDOW_S and len(self._times) >= SAMPLES_AT_LEAST:
-            self._look(median(self._times), now)
-            self._times.clear()
-            self._window_at = now
+        if now - self._window_at < WINDOW_S or len(self._times) < SAMPLES_AT_LEAST:
+            return False
+        typical_s = median(self._times)
+        self._times.clear()
+        self._window_at = now
+        return self._look(typical_s, now)
 
-    def _look(self, typical_s: float, now: float) -> None:
+    def _look(self, typical_s: float, now: float) -> bool:
         if self._usual_s is None:
             self._usual_s = typical_s
         bearable_s = max(self._usual_s * TOLERANCE, self._usual_s + TOLERANCE_S)
         is_late = typical_s > bearable_s
         self._usual_s += (typical_s - self._usual_s) * (LATE_PART if is_late else USUAL_PART)
         self._late_windows = self._late_windows + 1 if is_late else 0
-        if self._late_windows >= LATE_WINDOWS and self._most > LEAST:
-            self._lower(min(self._limit, self._most) * max(0.5, bearable_s / typical_s), now)
+        if self._late_windows < LATE_WINDOWS or self._most <= LEAST:
+            return False
+        return self._lower(min(self._limit, self._most) * max(0.5, bearable_s / typical_s), now)
 
-    def _lower(self, limit: float, now: float) -> None:
+    def _lower(self, limit: float, now: float) -> bool:
+        before = self._limit
         self._limit = max(LEAST, math.floor(limit))
         self._trouble_at = self._step_at = now
         self._most = 0
+        self._was_needed = False
+        return self._limit != before

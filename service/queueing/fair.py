@@ -7,7 +7,7 @@ lifted to the others, so that nobody saves up. The difference between two that a
 
 import math
 from dataclasses import dataclass, field
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from service.domain.principal import Priority
 
@@ -25,6 +25,15 @@ def virtual_tokens(input_tokens: int, output_tokens: int) -> float:
     return INPUT_WEIGHT * input_tokens + OUTPUT_WEIGHT * output_tokens
 
 
+class _Asked(NamedTuple):
+    """What a request that waits asks for."""
+
+    cost: float
+    """Virtual tokens."""
+    kind: str
+    """What is needed for its turn: requests of one kind wait for the same."""
+
+
 @dataclass(slots=True, eq=False)
 class Flow(Generic[W]):
     """The requests of one principal in one class."""
@@ -38,12 +47,16 @@ class Flow(Generic[W]):
     estimated: float = 0.0
     """What of it is estimated, of calls that run."""
     running: int = 0
-    waiting: dict[W, float] = field(default_factory=dict)
-    """In order; with what each costs."""
+    waiting: dict[W, _Asked] = field(default_factory=dict)
+    """In order."""
+    kinds: dict[str, int] = field(default_factory=dict)
+    """How many of each kind wait."""
     wanted: float = 0.0
     """What those that wait cost together."""
     booked_until: float = -math.inf
     """Monotonic seconds at which the last of its requests that were refused is to come again."""
+    pins: int = 0
+    """How many hold it now, so that it must not be forgotten."""
 
     @property
     def is_idle(self) -> bool:
@@ -56,8 +69,8 @@ class FairQueue(Generic[W]):
 
     def __init__(self) -> None:
         self._flows: dict[tuple[str, int], Flow[W]] = {}
-        self._expected: dict[W, Flow[W]] = {}
-        """Who was told to come at this time, in order."""
+        self._expected: dict[W, tuple[Flow[W], str]] = {}
+        """Who was told to come at this time, in order, and of which kind."""
         self._served: list[float] = [0.0] * len(CLASSES)
         """By class: the most that somebody had been served before its last request that ended; it never falls."""
         self._length = 0
@@ -72,24 +85,25 @@ class FairQueue(Generic[W]):
         flow = self._flows.get((principal, rank))
         if flow is None:
             if len(self._flows) >= FLOWS_AT_LEAST:
-                self._flows = {key: flow for key, flow in self._flows.items() if not flow.is_idle}
+                self._flows = {key: flow for key, flow in self._flows.items() if flow.pins or not flow.is_idle}
             flow = self._flows[principal, rank] = Flow(principal, rank, weight)
         flow.weight = weight
         if flow.is_idle:
             flow.counter = max(flow.counter, self._least(rank))
         return flow
 
-    def add(self, flow: Flow[W], waiter: W, cost: float) -> None:
+    def add(self, flow: Flow[W], waiter: W, cost: float, kind: str) -> None:
         """Let a request wait behind the others of its flow."""
         if not flow.waiting and flow.running:
             flow.counter = max(flow.counter, self._least(flow.rank))
-        flow.waiting[waiter] = cost
+        flow.waiting[waiter] = _Asked(cost, kind)
+        flow.kinds[kind] = flow.kinds.get(kind, 0) + 1
         flow.wanted += cost
         self._length += 1
 
-    def add_expected(self, flow: Flow[W], waiter: W) -> None:
+    def add_expected(self, flow: Flow[W], waiter: W, kind: str) -> None:
         """Let a request that was told to come now wait before all others of its class."""
-        self._expected[waiter] = flow
+        self._expected[waiter] = (flow, kind)
 
     def is_expected(self, waiter: W) -> bool:
         """Whether a request that waits was told to come."""
@@ -98,54 +112,66 @@ class FairQueue(Generic[W]):
     def waiting(self) -> list[tuple[Flow[W], W]]:
         """List all that wait, in no order."""
         listed = [(flow, waiter) for flow in self._flows.values() for waiter in flow.waiting]
-        return listed + [(flow, waiter) for waiter, flow in self._expected.items()]
+        return listed + [(flow, waiter) for waiter, (flow, _) in self._expected.items()]
 
     def remove(self, flow: Flow[W], waiter: W) -> bool:
         """Take a request out; False if it is not there any more."""
         if self._expected.pop(waiter, None) is not None:
             return True
-        cost = flow.waiting.pop(waiter, None)
-        if cost is None:
+        asked = flow.waiting.pop(waiter, None)
+        if asked is None:
             return False
-        flow.wanted = flow.wanted - cost if flow.waiting else 0.0
+        flow.wanted = flow.wanted - asked.cost if flow.waiting else 0.0
+        flow.kinds[asked.kind] -= 1
+        if not flow.kinds[asked.kind]:
+            del flow.kinds[asked.kind]
         self._length -= 1
         return True
 
     def in_order(self) -> list[tuple[Flow[W], W]]:
-        """List those that were told to come, and the next request of each flow; who is to go first is first."""
+        """List those that were told to come, and the next of each flow and kind; who is to go first is first."""
         backlogged = [flow for flow in self._flows.values() if flow.waiting]
         # Where two have had the same, who has less here is next: a newcomer is lifted to the one with the least.
         backlogged.sort(key=lambda flow: (flow.rank, flow.counter, flow.running, len(flow.waiting)))
-        heads = [(flow, next(iter(flow.waiting))) for flow in backlogged]
+        heads = [(flow, waiter) for flow in backlogged for waiter in _next_of(flow)]
         if not self._expected:
             return heads
-        expected = [(flow, waiter) for waiter, flow in self._expected.items()]
+        expected = [(flow, waiter) for waiter, (flow, _) in self._expected.items()]
         return sorted([*expected, *heads], key=lambda head: head[0].rank)  # which keeps the order within a class
 
-    def served(self, flow: Flow[W], cost: float) -> None:
-        """Charge a flow for a request whose turn has come."""
-        flow.counter += cost / flow.weight
-        flow.estimated += cost / flow.weight
+    def served(self, flow: Flow[W], cost: float) -> float:
+        """Charge a flow for a request whose turn has come; return the charge, to be settled when its call is over."""
+        charge = cost / flow.weight
+        flow.counter += charge
+        flow.estimated += charge
+        return charge
 
-    def settle(self, flow: Flow[W], cost: float, actual: float) -> None:
-        """Correct what a flow was charged for a request to what it took."""
-        flow.counter += (actual - cost) / flow.weight
-        flow.estimated = flow.estimated - cost / flow.weight if flow.running > 1 else 0.0
-        before = flow.counter - flow.estimated - actual / flow.weight
+    def settle(self, flow: Flow[W], charge: float, actual: float) -> None:
+        """Correct what a flow was charged for a request to what it took, in virtual tokens."""
+        took = actual / flow.weight
+        flow.counter += took - charge
+        flow.estimated = flow.estimated - charge if flow.running > 1 else 0.0
+        before = flow.counter - flow.estimated - took
         self._served[flow.rank] = max(self._served[flow.rank], before)
 
-    def ahead(self, flow: Flow[W]) -> int:
-        """Foretell how many of those that wait go before a new request of a flow."""
-        start = flow.counter + flow.wanted / flow.weight
-        before = len(flow.waiting) + sum(other.rank <= flow.rank for other in self._expected.values())
+    def ahead(self, flow: Flow[W], kind: str | None = None) -> int:
+        """Foretell how many of those that wait, of a kind or of all, go before a new request of a flow."""
+        before = sum(
+            other.rank <= flow.rank and kind in {None, its_kind} for other, its_kind in self._expected.values()
+        )
+        own = _count(flow, kind)
+        before += own
+        start = flow.counter
+        if own:
+            start += flow.wanted / flow.weight * own / len(flow.waiting)
         for other in self._flows.values():
-            waiting = len(other.waiting)
+            waiting = _count(other, kind)
             if not waiting or other is flow or other.rank > flow.rank:
                 continue
             if other.rank < flow.rank:
                 before += waiting
             elif other.counter < start:
-                each = other.wanted / waiting / other.weight
+                each = other.wanted / len(other.waiting) / other.weight
                 before += min(waiting, math.ceil((start - other.counter) / each)) if each else waiting
         return before
 
@@ -168,3 +194,20 @@ class FairQueue(Generic[W]):
             flow.counter - flow.estimated for flow in self._flows.values() if flow.waiting and flow.rank == rank
         ]
         return min(counters) if counters else self._served[rank]
+
+
+def _count(flow: Flow[W], kind: str | None) -> int:
+    return len(flow.waiting) if kind is None else flow.kinds.get(kind, 0)
+
+
+def _next_of(flow: Flow[W]) -> list[W]:
+    """List the first request of each kind, in order."""
+    if len(flow.kinds) == 1:
+        return [next(iter(flow.waiting))]
+    found: dict[str, W] = {}
+    for waiter, asked in flow.waiting.items():
+        if asked.kind not in found:
+            found[asked.kind] = waiter
+            if len(found) == len(flow.kinds):
+                break
+    return [*found.values()]

@@ -33,6 +33,7 @@ from service.engine.catalogue import ModelCatalogue
 from service.engine.generation import GenerationService
 from service.engine.jobs import JobRunner
 from service.errors import (
+    CircuitOpen,
     InvalidRequest,
     PermissionDenied,
     ServiceError,
@@ -44,7 +45,7 @@ from service.errors import (
 )
 from service.providers.fake import FakeProvider, Script
 from service.telemetry.metrics import Metrics
-from tests.support.attempts import attempts_over
+from tests.support.attempts import PLAIN, attempts_over
 from tests.support.fake_app import soon
 
 PROMPT = "x" * 40
@@ -61,6 +62,7 @@ class Bench:
     script: Script = field(default_factory=lambda: Script(usage=Usage(10, 5)))
     backup: Script = field(default_factory=Script)
     """What the provider ``backup`` does, for a model that has a route to it."""
+    provider_settings: Mapping[str, Any] = field(default_factory=lambda: PLAIN)
 
     def __post_init__(self) -> None:
         self.clock = ManualClock(wall=1_800_000_000)
@@ -74,7 +76,10 @@ class Bench:
         self.service = GenerationService(
             catalogue=ModelCatalogue(models),
             attempts=attempts_over(
-                {"fake": self.provider, "backup": self.spare}, metrics=self.metrics, clock=self.clock
+                {"fake": self.provider, "backup": self.spare},
+                sections={"fake": self.provider_settings},
+                metrics=self.metrics,
+                clock=self.clock,
             ),
             admission=self.admission,
             metrics=self.metrics,
@@ -242,6 +247,20 @@ async def test_refused_request_reaches_no_provider_and_takes_nothing() -> None:
         ("key", "tokens", "admitted"): 1,
         ("key", "requests", "refused"): 1,
     }
+
+
+async def test_who_is_told_to_come_again_is_not_counted() -> None:
+    bench = Bench(
+        Limits(requests_per_minute=3),
+        script=Script(before=UpstreamUnavailable("gone")),
+        provider_settings={"retries": {"max_attempts": 1}, "breaker": {"failures_in_a_row": 1}},
+    )
+    with pytest.raises(UpstreamUnavailable):
+        await bench.ask()
+    for _ in range(10):
+        with pytest.raises(CircuitOpen):
+            await bench.ask()
+    assert bench.left("requests") == 2
 
 
 async def test_key_user_and_model_are_all_asked() -> None:

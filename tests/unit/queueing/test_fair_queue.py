@@ -18,18 +18,25 @@ class Bench:
     def flow(self, name: str, priority: Priority = "interactive", weight: float = 1.0) -> Flow[int]:
         return self.queue.flow(name, priority, weight)
 
-    def ask(self, name: str, *, cost: float = 100.0, priority: Priority = "interactive", weight: float = 1.0) -> int:
+    def ask(
+        self,
+        name: str,
+        *,
+        cost: float = 100.0,
+        priority: Priority = "interactive",
+        weight: float = 1.0,
+        kind: str = "k",
+    ) -> int:
         self._number += 1
-        self.queue.add(self.flow(name, priority, weight), self._number, cost)
+        self.queue.add(self.flow(name, priority, weight), self._number, cost, kind)
         return self._number
 
     def serve(self) -> str:
         """Serve the next request, and say whose it was."""
         flow, waiter = self.queue.in_order()[0]
-        cost = flow.waiting[waiter]
+        cost = flow.waiting[waiter].cost
         self.queue.remove(flow, waiter)
-        self.queue.served(flow, cost)
-        self.queue.settle(flow, cost, cost)
+        self.queue.settle(flow, self.queue.served(flow, cost), cost)
         return flow.principal
 
     def serve_many(self, count: int) -> dict[str, int]:
@@ -132,17 +139,49 @@ def test_a_newcomer_is_next_however_much_is_estimated_of_the_others() -> None:
 def test_who_was_told_to_come_goes_before_all_others_of_its_class() -> None:
     bench = Bench()
     night = bench.flow("night", "batch")
-    bench.queue.add_expected(night, 98)
+    bench.queue.add_expected(night, 98, "k")
     for _ in range(3):
         bench.ask("day")
         bench.ask("dusk", priority="batch")
-    bench.queue.add_expected(bench.flow("day"), 99)
+    bench.queue.add_expected(bench.flow("day"), 99, "k")
     assert [waiter for _, waiter in bench.queue.in_order()][:2] == [99, 1]
     assert [waiter for _, waiter in bench.queue.in_order()][2:] == [98, 2]
     assert bench.queue.ahead(bench.flow("new")) == 1
     assert len(bench.queue) == 8
     assert bench.queue.remove(night, 98)
     assert not bench.queue.is_expected(98)
+
+
+def test_requests_of_each_kind_have_a_next_one() -> None:
+    bench = Bench()
+    first = bench.ask("a", kind="limited")
+    bench.ask("a", kind="limited")
+    other = bench.ask("a", kind="free")
+    assert [waiter for _, waiter in bench.queue.in_order()] == [first, other]
+    assert bench.queue.ahead(bench.flow("a"), "free") == 1
+    assert bench.queue.ahead(bench.flow("a")) == 3
+    assert bench.queue.ahead(bench.flow("b"), "another") == 0
+    bench.queue.remove(bench.flow("a"), other)
+    assert [waiter for _, waiter in bench.queue.in_order()] == [first]
+    assert bench.queue.ahead(bench.flow("a"), "free") == 0
+
+
+def test_who_is_held_is_not_forgotten() -> None:
+    bench = Bench()
+    held = bench.flow("held")
+    held.pins += 1
+    for number in range(1_000):
+        bench.flow(f"name-{number}")
+    assert bench.flow("held") is held
+
+
+def test_a_weight_that_changes_while_a_call_runs_leaves_the_counter_right() -> None:
+    bench = Bench()
+    charge = bench.queue.served(bench.flow("a", weight=1), 100)
+    flow = bench.flow("a", weight=10)
+    flow.running = 1
+    bench.queue.settle(flow, charge, 100)
+    assert flow.counter == 10
 
 
 def test_how_many_go_before_a_new_request_is_foretold() -> None:

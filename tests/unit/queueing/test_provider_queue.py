@@ -14,7 +14,7 @@ from service.domain.generation import Usage
 from service.domain.limits import Demand, Limits, Scope
 from service.domain.principal import Priority
 from service.errors import Overloaded
-from service.queueing.provider_queue import ProviderQueue, Turn
+from service.queueing.provider_queue import NoTurnError, ProviderQueue, Turn
 from service.queueing.work import Work
 from service.telemetry.metrics import Metrics
 
@@ -27,6 +27,9 @@ class Bench:
         self.metrics = Metrics(CollectorRegistry())
         self.limiter = MemoryLimiter(clock=self.clock)
         self.free_in_s = 0.0
+        self.vendor_leaves: int | None = None
+        """Calls that the vendor says are left."""
+        self.naps: list[tuple[float, asyncio.Future[None]]] = []
         self.queue = ProviderQueue(
             "p",
             settings=ProviderSettings.model_validate({"kind": "openai", "limits": limits or {}}),
@@ -34,6 +37,7 @@ class Bench:
             limiter=self.limiter,
             metrics=self.metrics,
             clock=self.clock,
+            sleep=self.sleep,
         )
 
     def places(self, count: int) -> "Bench":
@@ -53,20 +57,47 @@ class Bench:
         model: str = "m",
     ) -> "asyncio.Task[Turn | None]":
         work = Work(name, priority, 1.0, tokens, 0, ticket=lambda: ticket or name)
-        asking = self.queue.turn(
-            work, model, lambda _tokens, _keep: self.free_in_s, until=self.clock.monotonic() + until_s, patient=patient
-        )
-        return asyncio.create_task(asking)
+        until = self.clock.monotonic() + until_s
+
+        async def ask() -> Turn | None:
+            """Ask as the engine does."""
+            try:
+                turn = await self.queue.turn(work, model, self.free_in, until=until, patient=patient)
+            except NoTurnError as late:
+                raise await self.queue.refusal(work, model, late) from None
+            if turn is not None and self.vendor_leaves is not None:
+                self.vendor_leaves -= 1
+            return turn
+
+        return asyncio.create_task(ask())
+
+    def free_in(self, _tokens: int, _keep: float) -> float:
+        """Say what the vendor says."""
+        return 30.0 if self.vendor_leaves == 0 else self.free_in_s
 
     async def at_once(self, name: str = "a", **more: Any) -> Turn:
         turn = await self.turn(name, patient=False, **more)
         assert turn is not None
         return turn
 
+    async def sleep(self, seconds: float) -> None:
+        """Sleep on the test's clock."""
+        nap: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.naps.append((self.clock.monotonic() + seconds, nap))
+        await nap
+
     async def pass_time(self, seconds: float) -> None:
-        """Let time pass, and the queue notice."""
-        self.clock.advance(seconds)
-        self.queue._changed.set()
+        """Let time pass, and all that sleeps wake when it is due."""
+        end = self.clock.monotonic() + seconds
+        while True:
+            self.naps = [(due, nap) for due, nap in self.naps if not nap.done()]
+            due, nap = min(self.naps, key=lambda pair: pair[0], default=(math.inf, None))
+            if nap is None or due > end:
+                break
+            self.clock.advance(max(0.0, due - self.clock.monotonic()))
+            nap.set_result(None)
+            await settle()
+        self.clock.advance(max(0.0, end - self.clock.monotonic()))
         await settle()
 
     def waiting(self) -> float:
@@ -315,7 +346,8 @@ async def test_a_turn_that_comes_after_its_time_is_not_used() -> None:
     await bench.at_once()
     waiting = bench.turn(until_s=11)
     await settle()
-    await bench.pass_time(11)
+    bench.clock.advance(11)  # while this process did nothing at all
+    await bench.pass_time(0.01)
     with pytest.raises(Overloaded):
         await waiting
     assert bench.queue.running == 1
@@ -413,7 +445,8 @@ async def test_what_the_vendor_says_is_left_is_waited_for() -> None:
     await settle()
     assert not waiting.done()
     bench.free_in_s = 0.0
-    assert await asyncio.wait_for(waiting, 5) is not None
+    await bench.pass_time(0.02)
+    assert waiting.done()
 
 
 async def test_where_the_vendor_lets_nobody_in_soon_there_is_no_waiting() -> None:
@@ -422,6 +455,145 @@ async def test_where_the_vendor_lets_nobody_in_soon_there_is_no_waiting() -> Non
     with pytest.raises(Overloaded) as caught:
         await bench.turn()
     assert (caught.value.retry_after_s or 0) >= 25
+
+
+async def test_what_the_vendor_leaves_is_given_to_no_more_than_it_is_for() -> None:
+    bench = Bench(queue_wait_s=60)
+    bench.vendor_leaves = 0
+    waiting = [bench.turn(f"principal-{number % 4}") for number in range(20)]
+    await settle()
+    bench.vendor_leaves = 3
+    await bench.pass_time(30)
+    assert sum(task.done() for task in waiting) == 3
+    for task in waiting:
+        task.cancel()
+
+
+async def test_who_waits_for_one_model_keeps_nobody_from_another() -> None:
+    bench = Bench().places(1)
+    running = await bench.at_once()
+    stuck = [bench.turn() for _ in range(5)]
+    await settle()
+    assert await bench.turn(model="another", patient=False) is not None
+    bench.queue._model("third").adaptive._limit = 1
+    third = await bench.at_once(model="third")
+    waiting = bench.turn(model="third")
+    await settle()
+    third.end(None)
+    assert await waiting is not None
+    assert not any(task.done() for task in stuck)
+    running.end(None)
+    await settle()
+    assert [task.done() for task in stuck] == [True, False, False, False, False]
+    for task in stuck:
+        task.cancel()
+
+
+async def test_a_principal_is_not_forgotten_between_asking_and_waiting() -> None:
+    bench = Bench().places(1)
+    running = await bench.at_once()
+    bench.queue._fair.flow("slow", "interactive", 1.0).booked_until = math.inf  # so that the store is asked
+    waiting = bench.turn("slow")
+    await asyncio.sleep(0)
+    for number in range(600):
+        bench.queue._fair.flow(f"name-{number}", "interactive", 1.0)
+    await settle()
+    running.end(None)
+    assert await asyncio.wait_for(waiting, 5) is not None
+
+
+async def test_where_places_are_short_those_who_are_refused_do_not_come_back_together() -> None:
+    bench = Bench(limits={"concurrency": 2}, queue_wait_s=2)
+    for _ in range(20):
+        turn = await bench.at_once()
+        bench.clock.advance(1)
+        turn.end(None)
+    await bench.at_once()
+    await bench.at_once()
+    tasks = [bench.turn(ticket=f"t{number}") for number in range(50)]
+    await settle()
+    refusals = [
+        error.retry_after_s for task in tasks if task.done() and isinstance(error := task.exception(), Overloaded)
+    ]
+    assert len(refusals) > 30
+    assert len(set(refusals)) == len(refusals)
+    for task in tasks:
+        task.cancel()
+
+
+async def test_who_leaves_makes_room_for_the_next_at_once() -> None:
+    bench = Bench(limits={"tokens_per_minute": 600, "token_burst": 1_000}, queue_wait_s=600)
+    await bench.at_once(tokens=900)
+    large, small = bench.turn(tokens=900), bench.turn(tokens=10)
+    await settle()
+    assert not small.done()
+    large.cancel()
+    assert await asyncio.wait_for(small, 5) is not None
+
+
+async def test_an_attempt_at_once_that_is_cancelled_wakes_those_who_wait() -> None:
+    bench = Bench().places(1)
+    gate = asyncio.Event()
+    reserve = bench.limiter.reserve
+
+    async def slow(*args: Any, **more: Any) -> Any:
+        await gate.wait()
+        return await reserve(*args, **more)
+
+    bench.queue.apply(
+        ProviderSettings.model_validate({"kind": "openai", "limits": {"concurrency": 9}}),
+        AdmissionSettings(),
+    )
+    bench.limiter.reserve = slow  # type: ignore[method-assign]
+    first = bench.turn("a")
+    await settle()
+    second = bench.turn("b")
+    await settle()
+    gate.set()
+    first.cancel()
+    assert await asyncio.wait_for(second, 5) is not None
+
+
+async def test_the_limit_grows_for_a_backlog_and_is_told_until_it_is_forgotten() -> None:
+    bench = Bench(queue_wait_s=1_000)
+
+    def told() -> float | None:
+        return bench.metrics.registry.get_sample_value("llm_api_provider_concurrency_limit", {"provider": "p"})
+
+    turns = [await bench.at_once() for _ in range(100)]
+    turns[0].pushed_back()
+    assert told() == 70
+    waiting = [bench.turn() for _ in range(400)]
+    await settle()
+    for _ in range(50):
+        turns.pop().end(None)
+    for _ in range(10):
+        await bench.pass_time(1.1)
+        turns.pop().end(None)
+    assert 100 < (told() or 0.0) < math.inf
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    for turn in turns:
+        turn.end(None)
+    bench.clock.advance(61)
+    (await bench.at_once("b")).end(None)
+    assert told() == math.inf
+
+
+async def test_those_who_were_told_to_come_fill_no_more_than_the_queue() -> None:
+    bench = Bench(queue_max=3, queue_wait_s=600).places(1)
+    await bench.at_once()
+    flow = bench.queue._fair.flow("a", "interactive", 1.0)
+    flow.booked_until = math.inf
+    for number in range(5):
+        await bench.limiter.promise("p/interactive/a", f"t{number}", work_s=0, at_least_s=0)
+    tasks = [bench.turn(ticket=f"t{number}") for number in range(5)]
+    await settle()
+    assert [task.done() for task in tasks] == [False, False, False, True, True]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def test_changed_limits_hold_from_now_on_for_those_who_wait_too() -> None:
@@ -462,7 +634,8 @@ async def test_limits_of_the_fleet_are_shared_by_its_queues() -> None:
     await settle()
     assert not waiting.done()
     bench.limiter.settle(elsewhere[0], Demand())
-    assert await asyncio.wait_for(waiting, 5) is not None
+    await bench.pass_time(0.02)
+    assert waiting.done()
     first.end(None)
 
 
