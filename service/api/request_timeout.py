@@ -28,8 +28,8 @@ def request_timeout_s(connection: HTTPConnection) -> float | None:
     if not _WHOLE.fullmatch(value) or not MIN_TIMEOUT_MS <= int(value) <= MAX_TIMEOUT_MS:
         raise InvalidRequest.at(
             REQUEST_TIMEOUT,
-            f"whole milliseconds from {MIN_TIMEOUT_MS} to {MAX_TIMEOUT_MS} for which the answer is of use; leave it out for "
-            "no end",
+            f"whole milliseconds from {MIN_TIMEOUT_MS} to {MAX_TIMEOUT_MS} for which the answer is of use; "
+            "leave it out for no end",
         )
     return int(value) / 1_000
 
