@@ -161,7 +161,7 @@ def _refusal(quota: Quota, demand: Demand, retry_after_s: float) -> str:
         case "tokens":
             return (
                 f"{quota.owner} may take {quota.per_minute} tokens a minute, and this request is estimated at "
-                f"{demand.tokens}: ask again in {wait} s, or for fewer (max_tokens)"
+                f"{demand.tokens}: ask again in {wait} s, or for fewer ({demand.set_by})"
             )
         case "concurrency":
             return f"{quota.owner} may run {quota.capacity} requests at once: ask again when one of them has ended"
@@ -177,10 +177,10 @@ def _beyond(quota: Quota, demand: Demand) -> DemandTooLarge:
         amount, most = f"{_usd(demand.nano_usd)} USD", f"{_usd(quota.capacity)} USD a day (usd_per_day)"
     else:
         amount, most = f"{demand.tokens} tokens", f"{quota.capacity} tokens at once (token_burst)"
+    advice = "send less, or lower max_tokens" if demand.set_by == "max_tokens" else f"send less {demand.set_by}"
     error = DemandTooLarge.at(
-        "max_tokens",
-        f"this request is estimated at {amount}, and {quota.owner} can never take more than {most}: "
-        "send less, or lower max_tokens",
+        demand.set_by,
+        f"this request is estimated at {amount}, and {quota.owner} can never take more than {most}: {advice}",
         kind="beyond_limit",
     )
     error.quotas = (quota,)

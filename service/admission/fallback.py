@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Literal, Protocol, TypeVar
 
@@ -37,6 +38,37 @@ class SharedLimiter(Limiter, Protocol):
         ...
 
 
+class _Failures:
+    """How often in a row the store failed.
+
+    A reservation proves it well. A booking proves only that others can be made: a store that is full can be read from.
+    """
+
+    def __init__(self) -> None:
+        self.of_bookings = 0
+        self._of_reservations = 0
+
+    @property
+    def in_a_row(self) -> int:
+        return self.of_bookings + self._of_reservations
+
+    def add(self, before: int, *, is_booking: bool) -> None:
+        """Count a failure of one that began when there were so many ``before``.
+
+        Of those that waited at the same time one counts: a single stall must not look like an outage. Nor does one that
+        began before others succeeded.
+        """
+        if before < self.in_a_row:
+            return
+        if is_booking:
+            self.of_bookings += 1
+        else:
+            self._of_reservations += 1
+
+    def forget(self) -> None:
+        self.of_bookings = self._of_reservations = 0
+
+
 class FallbackLimiter:
     """Obeys :class:`service.admission.base.Limiter` with the store where it answers, and without it where not.
 
@@ -61,7 +93,7 @@ class FallbackLimiter:
         self._replicas = replicas
         self._money = money
         self._metrics = metrics
-        self._failures = 0
+        self._failures = _Failures()
         self._is_away = asyncio.Event()
 
     @asynccontextmanager
@@ -94,12 +126,11 @@ class FallbackLimiter:
         try:
             reservation = await self._from_store(partial(self._store.reserve, scopes, demand, keep=keep))
         except LimitReached:
-            self._failures = 0
+            self._failures.forget()
             raise
         if reservation is None:
             return await self._reserve_here(scopes, demand, keep)
-        # Nothing else is proof enough: a store that is full can be read from.
-        self._failures = 0
+        self._failures.forget()
         return reservation
 
     def settle(self, reservation: Reservation, actual: Demand) -> None:
@@ -119,29 +150,35 @@ class FallbackLimiter:
     async def promise(self, pace: str, ticket: str, *, work_s: float, at_least_s: float) -> float:
         """See :class:`service.admission.base.Limiter`; raises nothing."""
         room_s = await self._from_store(
-            partial(self._store.promise, pace, ticket, work_s=work_s, at_least_s=at_least_s)
+            partial(self._store.promise, pace, ticket, work_s=work_s, at_least_s=at_least_s), is_booking=True
         )
         if room_s is not None:
+            self._failures.of_bookings = 0
             return room_s
         # Each process books its part of the room, so in it the same work takes longer.
         return await self._memory.promise(pace, ticket, work_s=work_s * self._replicas, at_least_s=at_least_s)
 
     async def redeem(self, pace: str, ticket: str) -> bool:
         """See :class:`service.admission.base.Limiter`; raises nothing."""
-        if await self._from_store(partial(self._store.redeem, pace, ticket)):
+        is_good = await self._from_store(partial(self._store.redeem, pace, ticket), is_booking=True)
+        if is_good is not None:
+            self._failures.of_bookings = 0
+        if is_good:
             return True
         # What was promised here while the store was away holds when it is back.
         return await self._memory.redeem(pace, ticket)
 
-    async def _from_store(self, ask: Callable[[], Awaitable[_Answer]]) -> _Answer | None:
+    async def _from_store(self, ask: Callable[[], Awaitable[_Answer]], *, is_booking: bool = False) -> _Answer | None:
         """Return what the store answers; None where it is away, or does not answer."""
         if self._is_away.is_set():
             return None
-        before = self._failures
+        before = self._failures.in_a_row
         try:
             return await ask()
         except StoreUnavailable as error:
-            self._failed(error, before)
+            self._metrics.limiter_store_failures.inc()
+            self._failures.add(before, is_booking=is_booking)
+            self._leave_alone(error)
             return None
 
     async def _reserve_here(self, scopes: Sequence[Scope], demand: Demand, keep: float) -> Reservation:
@@ -159,7 +196,9 @@ class FallbackLimiter:
         parts = [Scope(scope.kind, scope.name, self._part_of(scope.limits)) for scope in scopes]
         # What fits the limit may not fit its part: it waits for all of the part then.
         capacities = [quota.capacity for part in parts for quota in quotas_of(part) if quota.resource == "tokens"]
-        return await self._memory.reserve(parts, Demand(tokens=min([demand.tokens, *capacities])), keep=keep)
+        return await self._memory.reserve(
+            parts, replace(demand, tokens=min([demand.tokens, *capacities]), nano_usd=0), keep=keep
+        )
 
     def _part_of(self, limits: Limits) -> Limits:
         return Limits(
@@ -173,12 +212,8 @@ class FallbackLimiter:
     def _part(self, limit: int | None) -> int | None:
         return None if limit is None else max(1, limit // self._replicas)
 
-    def _failed(self, error: StoreUnavailable, before: int) -> None:
-        self._metrics.limiter_store_failures.inc()
-        # Of those that waited at the same time one counts: a single stall must not look like an outage. Nor does one
-        # that began before others succeeded.
-        self._failures = max(self._failures, min(before, self._failures) + 1)
-        if self._failures >= FAILURES_TO_OPEN and not self._is_away.is_set():
+    def _leave_alone(self, error: StoreUnavailable) -> None:
+        if self._failures.in_a_row >= FAILURES_TO_OPEN and not self._is_away.is_set():
             self._is_away.set()
             self._metrics.limits_local.set(1)
             logger.warning("limits are kept by each process, since the store is away", extra={"error": str(error)})

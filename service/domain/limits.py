@@ -1,6 +1,6 @@
 """Limits: what a principal, a user or a model may take, and what is left of it; whole numbers throughout."""
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from decimal import Decimal
 from functools import lru_cache
 from typing import Literal, Self
@@ -67,6 +67,8 @@ class Demand:
 
     tokens: int = 0
     nano_usd: int = 0
+    set_by: str = field(default="max_tokens", compare=False)
+    """The field of the request by which its caller can have it take less."""
 
     def of(self, quota: Quota) -> int:
         """Return how much of a quota that is."""

@@ -378,6 +378,7 @@ class _Run(Generic[T]):
             return None
         if way.is_retry and not quietly and not self._pay_for(way):
             gate.leave()
+            way.provider.keys.give_back(key, way.route.model, tokens=self._work.tokens)
             return None
         way.tried.add(key.fingerprint)
         if not way.asked:

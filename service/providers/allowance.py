@@ -12,6 +12,10 @@ PARTS = frozenset({"input_tokens", "output_tokens"})
 
 LAPSE_S = 60.0
 """After so long without news nothing is known: a vendor's bucket of a minute would be full again."""
+ASK_S = 5.0
+"""How long others wait for what the first call after that hears, where the limit was used up."""
+LISTEN_S = 0.25
+"""How soon they look whether it has heard something."""
 WAY_S = 1.0
 """How long a call may be on its way to the vendor; so late may others pass it, too."""
 MINUTE_S = 60.0
@@ -169,6 +173,15 @@ class _Bucket:
     heard_at: float
     ratio: float
     """Of the limit, what these headers said is left."""
+    asked_at: float | None = None
+    """When the first call after the lapse began."""
+
+    def holds_s(self, now: float) -> float:
+        """Return for how long it is to be believed at least: until it lapses, and then while the first call asks."""
+        lapses_s = self.heard_at + LAPSE_S - now
+        if lapses_s > 0:
+            return lapses_s
+        return 0.0 if self.asked_at is None else min(LISTEN_S, max(0.0, self.asked_at + ASK_S - now))
 
     def level_at(self, now: float) -> float:
         return min(self.limit, self.level + (now - self.at) * self.per_s)
@@ -181,7 +194,8 @@ class _Bucket:
 class Allowance:
     """What one key may still send to one model: the vendor's last word, less what was sent since, and what comes back.
 
-    It says too little rather than too much, and nothing at all when there was no news for :data:`LAPSE_S`.
+    It says too little rather than too much. When there was no news for :data:`LAPSE_S`, one call asks, and the others
+    wait for its answer where nothing was left; after :data:`ASK_S` without one it says nothing at all.
     """
 
     __slots__ = ("_buckets", "_requests", "_tokens")
@@ -197,6 +211,15 @@ class Allowance:
         self._tokens += tokens
         for resource, bucket in self._buckets.items():
             bucket.take(1.0 if resource == "requests" else tokens * bucket.share, now)
+            if bucket.asked_at is None and now - bucket.heard_at >= LAPSE_S:
+                bucket.asked_at = now
+
+    def give_back(self, tokens: int, now: float) -> None:
+        """Undo the beginning of a call that is not sent."""
+        # It stays counted: who was sent before it shall hear of too much since rather than of too little.
+        for resource, bucket in self._buckets.items():
+            bucket.take(-1.0 if resource == "requests" else -tokens * bucket.share, now)
+            bucket.asked_at = None
 
     def mark(self, now: float) -> Mark:
         """Remember that a call that was begun is sent now."""
@@ -229,7 +252,7 @@ class Allowance:
             )
 
     def wait_s(self, tokens: int, keep: float, now: float) -> float:
-        """Return seconds until one more call may be sent, 0 for now; it never waits longer than until the word lapses.
+        """Return seconds until one more call may be sent, 0 for now; never more than until the word lapses.
 
         A call that takes more tokens than there can ever be needs all there can be. ``keep`` is the part of each limit
         that must be left after it.
@@ -239,8 +262,7 @@ class Allowance:
             amount = 1.0 if resource == "requests" else tokens * bucket.share
             missing = min(amount + keep * bucket.limit, bucket.limit) - bucket.level_at(now)
             if missing > CRUMB:
-                lapses_s = max(0.0, bucket.heard_at + LAPSE_S - now)
-                wait_s = max(wait_s, min(missing / bucket.per_s, lapses_s))
+                wait_s = max(wait_s, min(missing / bucket.per_s, bucket.holds_s(now)))
         return wait_s
 
     def is_known(self, now: float) -> bool:

@@ -46,6 +46,10 @@ class KeyPool(Protocol):
         """
         ...
 
+    def give_back(self, key: ProviderKey, upstream_model: str, *, tokens: int = 0) -> None:
+        """Undo a :meth:`take` with the same ``tokens`` whose call is not made, before anything else is done with it."""
+        ...
+
     def all_refused(self) -> bool:
         """Whether calls have shown, as far as they can, that the provider refuses each of the keys.
 

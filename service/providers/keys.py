@@ -205,6 +205,21 @@ class KeyRing:
             wait_s = min(wait_s, blocked_s)
         return wait_s if wait_s < math.inf else 0.0
 
+    def give_back(self, key: ProviderKey, upstream_model: str, *, tokens: int = 0) -> None:
+        """See :class:`service.providers.base.KeyPool`."""
+        standing = self._standings.get(key.secret)
+        if standing is None or self._forgiving:
+            return
+        now = self._clock.monotonic()
+        if standing.is_tried:
+            standing.is_tried = False
+            standing.tried_again_at = now
+        allowance = standing.allowances.get(upstream_model)
+        if allowance is not None:
+            allowance.give_back(tokens, now)
+        if self._in_turn[self._turn % len(self._in_turn)] is standing:
+            self._turn -= 1
+
     def all_refused(self) -> bool:
         """See :class:`service.providers.base.KeyPool`. A forgiving ring can tell only where it has no more than one."""
         if self._forgiving:
@@ -244,7 +259,8 @@ class KeyRing:
             if len(until) >= MAX_MODELS:
                 until.clear()
             wait_s = THROTTLED_S if error.retry_after_s is None else error.retry_after_s
-            until[upstream_model] = now + min(wait_s, THROTTLED_MAX_S)
+            # Answers overtake each other, and each of a vendor's limits has a time of its own: the longest counts.
+            until[upstream_model] = max(until.get(upstream_model, now), now + min(wait_s, THROTTLED_MAX_S))
         elif isinstance(error, UpstreamMisconfigured) and error.refused in REFUSED_S:
             self._refused(standing, error, now)
 
@@ -276,7 +292,9 @@ class KeyRing:
         self._count_dead()
 
     def _all_dead(self) -> UpstreamMisconfigured:
-        last = next(standing.refusal for standing in self._in_turn if standing.refusal is not None)
+        refusals = [standing.refusal for standing in self._in_turn if standing.refusal is not None]
+        # The milder one: an account without funds has a key that is taken.
+        last = next((refusal for refusal in refusals if refusal.refused == "funds"), refusals[0])
         return UpstreamMisconfigured(
             f"the provider refuses all of our keys ({last.upstream_code or last.refused})",
             provider=self._provider,

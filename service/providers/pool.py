@@ -11,11 +11,13 @@ from typing_extensions import override
 from service.config import ProviderSettings, Settings
 from service.domain.clock import Clock, Deadline
 from service.domain.generation import Chunk, Completion, EmbeddingRequest, EmbeddingResult, GenerationRequest
-from service.errors import UpstreamError, UpstreamMisconfigured, UpstreamUnavailable
+from service.errors import UpstreamError, UpstreamMisconfigured, UpstreamTimeout, UpstreamUnavailable
 from service.providers.base import KeyPool, Provider, ProviderKey
 
 _APPLIED_ELSEWHERE = frozenset({"limits", "retries"})
 """Settings for which a provider need not be opened anew: whoever asks it goes by them."""
+ALL_OF_ITS_TIME = 0.9
+"""Which part of ``timeouts_s.total`` a call has had at least, if that ended it: some of it is over before it begins."""
 Observer = Callable[[str, UpstreamError | None, float], None]
 """Is told how a call ended: the provider's name, the failure if it was one, and when it began (monotonic seconds)."""
 ProviderOpener = Callable[[str, ProviderSettings], AbstractAsyncContextManager[Provider]]
@@ -92,25 +94,25 @@ class _Slot:
     async def complete(
         self, request: GenerationRequest, *, upstream_model: str, deadline: Deadline, key: ProviderKey | None = None
     ) -> Completion:
-        with self._call() as provider:
+        with self._call(deadline) as provider:
             return await provider.complete(request, upstream_model=upstream_model, deadline=deadline, key=key)
 
     async def embed(
         self, request: EmbeddingRequest, *, upstream_model: str, deadline: Deadline, key: ProviderKey | None = None
     ) -> EmbeddingResult:
-        with self._call() as provider:
+        with self._call(deadline) as provider:
             return await provider.embed(request, upstream_model=upstream_model, deadline=deadline, key=key)
 
     @asynccontextmanager
     async def stream(
         self, request: GenerationRequest, *, upstream_model: str, deadline: Deadline, key: ProviderKey | None = None
     ) -> AsyncIterator[AsyncIterator[Chunk]]:
-        with self._call() as provider:
+        with self._call(deadline) as provider:
             async with provider.stream(request, upstream_model=upstream_model, deadline=deadline, key=key) as chunks:
                 yield chunks
 
     @contextmanager
-    def _call(self) -> Iterator[Provider]:
+    def _call(self, deadline: Deadline) -> Iterator[Provider]:
         """Hold the provider open for one call, and tell how it ended."""
         began_at = self._clock.monotonic()
         opened = self._member.enter()
@@ -122,6 +124,8 @@ class _Slot:
             error = raised
             if _refuses_one_key(error) and not opened.provider.keys.all_refused():
                 tells = None
+            elif isinstance(error, UpstreamTimeout) and self._had_less_time(opened.settings, began_at, deadline):
+                tells = None  # who asked would not wait any longer, which says nothing of the provider
             raise
         except BaseException:
             # What was cancelled, or ended by a defect of ours, says nothing of the provider.
@@ -131,6 +135,12 @@ class _Slot:
             opened.leave()
             if tells is not None:
                 tells(self.name, error, began_at)
+
+    def _had_less_time(self, settings: ProviderSettings, began_at: float, deadline: Deadline) -> bool:
+        """Whether a call ended by its deadline, earlier than the provider's own timeouts end one."""
+        if self._clock.monotonic() < deadline.at:
+            return False
+        return deadline.at - began_at < settings.timeouts_s.total * ALL_OF_ITS_TIME
 
 
 class ProviderPool(Mapping[str, Provider]):

@@ -1,9 +1,10 @@
 """Boards of what is known of providers: in Redis for a fleet, in the memory of one process."""
 
 import math
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from redis.asyncio import Redis
@@ -125,15 +126,28 @@ _PUBLISH = (
     _PRELUDE
     + """
 local checked_at = now - tonumber(ARGV[5])
+-- Who heard no answer tells it again.
+if redis.call('HGET', KEYS[1], 'telling') == ARGV[6] then return 0 end
 if at(redis.call('HGET', KEYS[1], 'checked_at')) > checked_at then return 0 end
 redis.call('HSET', KEYS[1], 'checked_at', string.format('%.0f', checked_at), 'outcome', ARGV[1], 'reason', ARGV[2],
-           'latency_s', ARGV[3], 'leased_at', '0')
+           'latency_s', ARGV[3], 'leased_at', '0', 'telling', ARGV[6])
 if ARGV[1] == 'ok' then redis.call('HSET', KEYS[1], 'failures', '0')
 else redis.call('HINCRBY', KEYS[1], 'failures', 1) end
 redis.call('PEXPIRE', KEYS[1], tonumber(ARGV[4]))
 return 1
 """
 )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Finding:
+    """What a check found out, until the others are told."""
+
+    probe: Probe
+    made_at: float
+    """Monotonic seconds."""
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
+    """By which the store knows it when it is told again."""
 
 
 class RedisProbeBoard:
@@ -153,7 +167,7 @@ class RedisProbeBoard:
         self._away_since: float | None = None
         self._unheard_since: dict[Subject, float] = {}
         """Where a store is slow, one subject's luck is none of another's."""
-        self._untold: dict[Subject, tuple[Probe, float]] = {}
+        self._untold: dict[Subject, _Finding] = {}
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Self]:
@@ -169,8 +183,7 @@ class RedisProbeBoard:
         """See ``ProbeBoard``."""
         try:
             if subject in self._untold:
-                probe, made_at = self._untold[subject]
-                await self._tell(subject, probe, age_s=self._clock.monotonic() - made_at)
+                await self._tell(subject, self._untold[subject])
             sight = await self._ask(subject, _milliseconds(fresh_s), _milliseconds(lease_s), evidence)
         except StoreUnavailable as error:
             return await self._look_alone(error, subject, fresh_s=fresh_s, lease_s=lease_s, evidence=evidence)
@@ -182,24 +195,27 @@ class RedisProbeBoard:
     async def publish(self, subject: Subject, probe: Probe) -> Sight:
         """See ``ProbeBoard``."""
         sight = await self._own.publish(subject, probe)
+        self._untold[subject] = finding = _Finding(probe, self._clock.monotonic())
         try:
-            await self._tell(subject, probe, age_s=0)
+            await self._tell(subject, finding)
             return await self._ask(subject, _NEVER_MS, _NEVER_MS)
         except StoreUnavailable:
-            self._untold[subject] = (probe, self._clock.monotonic())
             return sight
 
-    async def _tell(self, subject: Subject, probe: Probe, *, age_s: float) -> None:
+    async def _tell(self, subject: Subject, finding: _Finding) -> None:
+        probe = finding.probe
         arguments = (
             probe.outcome.value,
             probe.reason or "",
             probe.latency_s,
             _milliseconds(KEPT_S),
-            _milliseconds(age_s),
+            _milliseconds(self._clock.monotonic() - finding.made_at),
+            finding.id,
         )
         with redis_errors():
             await self._publish(keys=[_key(subject)], args=arguments)
-        self._untold.pop(subject, None)
+        if self._untold.get(subject) is finding:
+            del self._untold[subject]
 
     async def _ask(self, subject: Subject, fresh_ms: int, lease_ms: int, evidence: Evidence | None = None) -> Sight:
         arguments = (

@@ -5,7 +5,8 @@ import math
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from unittest.mock import AsyncMock
 from urllib.parse import urlsplit
 
 import pytest
@@ -211,6 +212,26 @@ async def test_what_was_found_out_without_the_server_is_told_when_it_is_back(sub
             seen = await look(other, subject)
             assert seen.probe == GONE
             assert 30 <= seen.probe_age_s < 35
+
+
+async def test_what_the_server_took_is_not_counted_again_where_its_answer_was_lost(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with own_redis() as server:
+        async with open_redis_boards(server.url, ManualClock(), 1) as (board,):
+            tell = board._publish
+
+            async def unheard(**given: Any) -> None:
+                await tell(**given)
+                raise ConnectionError
+
+            for count, (name, fails) in enumerate((("_publish", unheard), ("_look", AsyncMock(side_effect=OSError)))):
+                with monkeypatch.context() as patch:
+                    patch.setattr(board, name, fails)
+                    assert (await board.publish(subject, GONE)).probe == GONE
+                for _ in range(2):
+                    assert (await look(board, subject)).failures == count + 1
+            assert (await board.publish(subject, GONE)).failures == 3
 
 
 async def test_a_busy_server_is_waited_for_longer_than_a_request_would(subject: Subject) -> None:

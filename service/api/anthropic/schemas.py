@@ -20,12 +20,17 @@ class Source(Open):
     url: str | None = None
 
 
+def _unless_text(value: Any) -> Any:
+    return None if isinstance(value, str) else value
+
+
 class Block(Open):
     """A block of content. Which fields it needs depends on ``type``; parse.py checks that."""
 
     type: str
     text: str | None = None
-    source: Source | None = None
+    source: Annotated[Source | None, BeforeValidator(_unless_text, json_schema_input_type=Source | str | None)] = None
+    """A search result has a text there, which is for providers of the same dialect."""
     id: str | None = None
     name: str | None = None
     input: dict[str, Any] | None = None

@@ -202,6 +202,18 @@ async def test_store_that_can_only_be_read_counts_as_away(store: Store, clock: M
     assert limiter.store_is_away
 
 
+async def test_failures_between_which_bookings_succeed_are_not_in_a_row(store: Store, clock: ManualClock) -> None:
+    limiter = limiter_over(store, clock)
+    for _ in range(FAILURES_TO_OPEN):
+        for is_away in (True, False):
+            store.away = is_away
+            await limiter.redeem("openai", "t")
+        for is_away in (True, False):
+            store.away = is_away
+            await limiter.promise("openai", "t", work_s=1, at_least_s=0)
+    assert not limiter.store_is_away
+
+
 async def test_a_refusal_is_an_answer(store: Store, clock: ManualClock) -> None:
     limiter = limiter_over(store, clock)
     limited = scope(concurrency=1)
@@ -360,3 +372,17 @@ async def test_what_a_process_promised_by_itself_holds_when_the_store_is_back(st
     for is_good in (True, False):
         for ticket in ("by the store", "here"):
             assert await limiter.redeem("openai", ticket) == is_good
+
+
+@pytest.mark.parametrize("away", [False, True])
+async def test_refusals_name_what_the_caller_can_make_smaller(store: Store, clock: ManualClock, *, away: bool) -> None:
+    store.away = away
+    limiter = limiter_over(store, clock)
+    limited = scope(tokens_per_minute=100)
+    await limiter.reserve([limited], Demand(tokens=100, set_by="input"))
+    with pytest.raises(LimitReached, match=r"for fewer \(input\)"):
+        await limiter.reserve([limited], Demand(tokens=10, set_by="input"))
+    for named, advice in (("input", "send less input"), ("max_tokens", "send less, or lower max_tokens")):
+        with pytest.raises(BeyondLimit, match=advice) as caught:
+            await limiter.reserve([limited], Demand(tokens=101, set_by=named))
+        assert [fault.field for fault in caught.value.fields] == [named]

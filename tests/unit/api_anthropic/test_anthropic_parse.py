@@ -145,3 +145,17 @@ def test_what_a_tool_lacks_is_named(fields: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         parsed(**fields)
     assert caught.value.fields[0].field == field
+
+
+def test_search_result_with_its_source_in_words_goes_to_providers_of_the_same_dialect() -> None:
+    found = {"type": "search_result", "source": "https://x/y", "title": "t", "content": [{"type": "text", "text": "z"}]}
+    asked = parsed(messages=[{"role": "user", "content": [found, {"type": "text", "text": "Which?"}]}])
+    assert asked.messages == (Message.of_text("user", "Which?"),)
+    assert asked.wire is not None
+    assert asked.wire.fields["messages"][0]["content"][0] == found
+
+
+def test_image_with_a_source_in_words_is_refused() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        messages_of({"role": "user", "content": [{"type": "image", "source": "https://x/y.png"}]})
+    assert [fault.field for fault in caught.value.fields] == ["messages.0.content.0.source"]

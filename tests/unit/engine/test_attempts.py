@@ -32,6 +32,7 @@ from service.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from service.providers.allowance import Left
 from service.providers.fake import FakeProvider, Script
 from service.providers.keys import KeyRing
 from service.telemetry.metrics import Metrics
@@ -285,6 +286,22 @@ async def test_outage_costs_no_more_than_a_tenth_of_the_requests_and_the_reserve
     # The waits move the clock: the floor of one in a second counts too.
     assert 1_100 <= made <= 1_100 + 10 + sum(bench.waits)
     assert bench.samples("llm_api_retry_budget_exhausted_total", "provider")["first",] > 800
+
+
+async def test_retry_that_is_not_paid_for_takes_nothing_of_what_the_vendor_says_is_left() -> None:
+    bench = Bench({"breaker": {"enabled": False}, "retries": {"budget_ratio": 0, "budget_per_s": 0}})
+    bench.first.script = Script(before=GONE)
+    while not bench.samples("llm_api_retry_budget_exhausted_total", "provider"):
+        await bench.fails(UpstreamUnavailable)
+    keys, calls = bench.first.keys, bench.calls()["first"]
+    key = keys.take("up")
+    assert key is not None
+    mark = keys.mark(key, "up")
+    assert mark is not None
+    keys.hear(mark, (Left("requests", 60, 2, 86_400.0),))
+    await bench.fails(UpstreamUnavailable)
+    assert bench.calls()["first"] == calls + 1
+    assert keys.wait_s("up") == 0.0, "one of two was used"
 
 
 async def test_fallbacks_are_not_paid_for_by_the_budget() -> None:

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from service.domain.clock import ManualClock
 from service.providers.allowance import (
+    ASK_S,
     LAPSE_S,
+    LISTEN_S,
     MAX_RESET_S,
     WAY_S,
     Allowance,
@@ -304,6 +306,55 @@ def test_after_a_minute_without_news_nothing_is_known(bench: Bench) -> None:
     bench.clock.advance(0.5)
     assert bench.wait_s() == 0.0
     assert not bench.allowance.is_known(bench.clock.monotonic())
+
+
+DAILY = Left("requests", 200, 0, 86_400.0)
+
+
+def test_after_that_one_call_asks_what_is_left_of_what_was_used_up(bench: Bench) -> None:
+    bench.hear(bench.send(), DAILY)
+    bench.clock.advance(LAPSE_S)
+    assert bench.wait_s() == 0.0
+    asking = bench.send()
+    assert bench.wait_s() == LISTEN_S
+    bench.clock.advance(1.0)
+    bench.hear(asking, DAILY)
+    assert bench.wait_s() == LAPSE_S
+
+
+def test_who_asks_and_hears_nothing_is_not_waited_for_longer_than_a_moment(bench: Bench) -> None:
+    bench.hear(bench.send(), DAILY)
+    bench.clock.advance(LAPSE_S)
+    bench.send()
+    bench.clock.advance(ASK_S - 0.1)
+    assert bench.wait_s() == pytest.approx(0.1)
+    bench.send()
+    bench.clock.advance(0.1)
+    for _ in range(10):
+        assert bench.wait_s() == 0.0
+        bench.send()
+
+
+def test_nobody_waits_for_who_asks_where_enough_must_be_there(bench: Bench) -> None:
+    bench.hear(bench.send(), requests(0))
+    bench.clock.advance(LAPSE_S)
+    for _ in range(60):
+        assert bench.wait_s() == 0.0
+        bench.send()
+    assert bench.wait_s() == LISTEN_S
+
+
+def test_call_that_is_not_sent_leaves_what_it_took_and_lets_another_ask(bench: Bench) -> None:
+    bench.hear(bench.send(), requests(1), Left("tokens", 600, 100))
+    bench.send(100)
+    bench.allowance.give_back(100, bench.clock.monotonic())
+    assert bench.wait_s(100) == 0.0
+    assert bench.wait_s(110) == pytest.approx(1.0)
+    bench.hear(bench.send(), DAILY)
+    bench.clock.advance(LAPSE_S)
+    bench.send()
+    bench.allowance.give_back(0, bench.clock.monotonic())
+    assert bench.wait_s() == 0.0
 
 
 def test_no_wait_is_longer_than_the_word_is_good_for(bench: Bench) -> None:

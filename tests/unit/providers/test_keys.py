@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from service.domain.clock import ManualClock
 from service.errors import UpstreamError, UpstreamMisconfigured, UpstreamThrottled
-from service.providers.allowance import Left, Resource
+from service.providers.allowance import LAPSE_S, LISTEN_S, Left, Resource
 from service.providers.base import ProviderKey
 from service.providers.keys import (
     CHECK_INTERVAL_S,
@@ -558,3 +558,83 @@ def test_what_is_left_is_told_of_the_key_and_model_with_the_least() -> None:
     clock.advance(60)
     hear(made, Left("requests", 60, 45), text="a", model="n")
     assert told["requests"][-1] == 0.75, "what was heard long ago counts no more"
+
+
+@pytest.mark.parametrize("order", [("dead", "empty"), ("empty", "dead")])
+def test_of_all_refusals_the_milder_one_is_told_whatever_the_order_of_the_keys(order: tuple[str, str]) -> None:
+    made = ring(keys=order)
+    for text, error in (("dead", REFUSED), ("empty", OUT_OF_FUNDS)):
+        made.note(key_of(made, text), "m", error)
+    with pytest.raises(UpstreamMisconfigured) as caught:
+        made.take("m")
+    assert caught.value.refused == "funds"
+
+
+@pytest.mark.parametrize("later_s", [None, 3.0])
+def test_later_429_does_not_shorten_the_rest_of_a_key(later_s: float | None) -> None:
+    clock = ManualClock()
+    made = ring(keys=("a",), clock=clock)
+    key = key_of(made, "a")
+    made.note(key, "m", UpstreamThrottled("slower", retry_after_s=30))
+    clock.advance(1)
+    made.note(key, "m", UpstreamThrottled("slower", retry_after_s=later_s))
+    assert made.wait_s("m") == 29
+    made.note(key, "m", UpstreamThrottled("slower", retry_after_s=40))
+    assert made.wait_s("m") == 40
+
+
+def test_key_that_is_given_back_has_its_turn_and_all_that_was_left_of_it() -> None:
+    made = ring(keys=("a", "b"))
+    for text in ("a", "b"):
+        hear(made, Left("requests", 60, 1), Left("tokens", 600, 100), text=text)
+    first = made.take("m", tokens=100)
+    assert first is not None
+    made.give_back(first, "m", tokens=100)
+    assert made.take("m", tokens=100) is first
+    assert made.take("m", tokens=100) is not first
+    assert made.wait_s("m") == pytest.approx(1.0)
+    assert made.wait_s("m", tokens=60) == pytest.approx(6.0)
+
+
+def test_trial_of_a_dead_key_that_is_given_back_is_made_by_the_next_call() -> None:
+    clock = ManualClock()
+    made = ring(keys=("a",), clock=clock)
+    made.note(key_of(made, "a"), "m", REFUSED)
+    clock.advance(REFUSED_S["key"])
+    key = key_of(made, "a")
+    with pytest.raises(UpstreamMisconfigured):
+        made.take("m")
+    made.give_back(key, "m")
+    assert secret(made) == "a"
+    with pytest.raises(UpstreamMisconfigured):
+        made.take("m")
+    made.note(key, "m", REFUSED)
+    clock.advance(2 * REFUSED_S["key"] - 0.01)
+    with pytest.raises(UpstreamMisconfigured):
+        made.take("m")
+
+
+@pytest.mark.parametrize("forgiving", [False, True])
+def test_key_that_nobody_knows_can_be_given_back(*, forgiving: bool) -> None:
+    made = ring(keys=("a",), forgiving=forgiving)
+    made.give_back(ProviderKey("replaced", "f"), "m", tokens=9)
+    made.give_back(key_of_any(made), "never asked", tokens=9)
+    assert secret(made) == "a"
+
+
+def test_of_an_account_that_was_used_up_one_call_asks_what_is_left_and_the_others_wait() -> None:
+    clock = ManualClock()
+    made = ring(keys=("a",), clock=clock)
+    hear(made, Left("requests", 200, 0, 86_000.0))
+    clock.advance(LAPSE_S)
+    asking = key_of(made, "a")
+    for _ in range(500):
+        with pytest.raises(UpstreamThrottled) as caught:
+            made.take("m")
+        assert caught.value.retry_after_s == LISTEN_S
+    mark = made.mark(asking, "m")
+    assert mark is not None
+    made.hear(mark, (Left("requests", 200, 3, 80_000.0),))
+    assert [secret(made) for _ in range(3)] == ["a"] * 3
+    with pytest.raises(UpstreamThrottled):
+        made.take("m")

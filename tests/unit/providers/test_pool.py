@@ -1,7 +1,7 @@
 """The pool of providers: replaced at once, closed when the last call on them is over."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from service.errors import (
     UpstreamError,
     UpstreamMisconfigured,
     UpstreamThrottled,
+    UpstreamTimeout,
     UpstreamUnavailable,
 )
 from service.providers.base import Provider, ProviderKey
@@ -82,14 +83,18 @@ async def replace(pool: ProviderPool, **providers: str) -> None:
     (await pool.prepare(given))()
 
 
-async def complete(provider: Provider) -> Any:
-    return await provider.complete(REQUEST, upstream_model="m", deadline=DEADLINE)
+async def complete(provider: Provider, deadline: Deadline = DEADLINE) -> Any:
+    return await provider.complete(REQUEST, upstream_model="m", deadline=deadline)
 
 
-async def read(provider: Provider) -> None:
-    async with provider.stream(REQUEST, upstream_model="m", deadline=DEADLINE) as chunks:
+async def read(provider: Provider, deadline: Deadline = DEADLINE) -> None:
+    async with provider.stream(REQUEST, upstream_model="m", deadline=deadline) as chunks:
         async for _ in chunks:
             pass
+
+
+async def embed(provider: Provider, deadline: Deadline = DEADLINE) -> None:
+    await provider.embed(EmbeddingRequest("m", {"input": "x"}), upstream_model="m", deadline=deadline)
 
 
 async def test_calls_go_to_what_stands_behind_the_name_by_then(factory: Factory) -> None:
@@ -272,7 +277,7 @@ async def test_the_end_of_each_call_is_told_with_its_beginning(factory: Factory)
         with pytest.raises(UpstreamThrottled):
             await read(pool["a"])
         fake.script = Script()
-        await pool["a"].embed(EmbeddingRequest("m", {"input": "x"}), upstream_model="m", deadline=DEADLINE)
+        await embed(pool["a"])
         assert observed.calls == [
             ("a", None, 1_000.0),
             ("a", throttled, 1_001.0),
@@ -314,3 +319,33 @@ async def test_what_says_nothing_of_the_provider_is_not_told(factory: Factory) -
         await complete(pool.unobserved["a"])
         assert observed.calls == []
         assert len(fake.calls) == 3
+
+
+@pytest.mark.parametrize("ask", [complete, read])
+@pytest.mark.parametrize(
+    ("given_s", "took_s", "is_told"),
+    [
+        (2, 2, False),
+        (500, 500, False),
+        (599.9, 600, True),  # all of the provider's own time, but for what was over before the call
+        (500, 30, True),  # until the first piece
+        (2, 1, True),  # until the connection stands
+    ],
+)
+async def test_timeout_is_told_unless_it_was_the_callers_own(
+    factory: Factory, ask: Callable[..., Coroutine[Any, Any, None]], given_s: float, took_s: float, *, is_told: bool
+) -> None:
+    clock = ManualClock()
+    late = UpstreamTimeout("late")
+    async with opened(factory, clock, a="one") as pool:
+        observed = Observed()
+        pool.observe(observed)
+        factory.fakes["one"].script = Script(pieces=[late], stepped=True)
+        task = asyncio.create_task(ask(pool["a"], Deadline.after(given_s, clock)))
+        call = await factory.fakes["one"].call()
+        await soon(call.waiting)
+        clock.advance(took_s)
+        call.step()
+        with pytest.raises(UpstreamTimeout):
+            await task
+    assert observed.calls == ([("a", late, 1_000.0)] if is_told else [])
