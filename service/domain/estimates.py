@@ -124,8 +124,7 @@ def _rest_size(wire: WireBody) -> int:
         if isinstance(content, list):
             known = _PARTS_OF_RESULTS if message.get("role") in {"tool", "function"} else parts
             size += _size_beside(content, known)
-        calls = message.get("tool_calls")
-        if calls:
+        if wire.dialect is Dialect.OPENAI and (calls := message.get("tool_calls")):
             size += _size_in([call for call in calls if call.get("function") is None])
     return size
 

@@ -245,7 +245,9 @@ def _demand(entry: ModelEntry, asked: GenerationRequest | EmbeddingRequest, quot
                 "price_usd_per_million_tokens"
             )
         nano_usd = entry.price.nano_usd(Usage(work.input_tokens, output_tokens))
-    return Demand(work.input_tokens + output_tokens, nano_usd)
+    # An embedding has no output that could be shorter.
+    set_by = "max_tokens" if isinstance(asked, GenerationRequest) else "input"
+    return Demand(work.input_tokens + output_tokens, nano_usd, set_by)
 
 
 def _ticket(asked: GenerationRequest | EmbeddingRequest, principal: str) -> str:

@@ -106,6 +106,14 @@ async def test_what_could_never_pass_is_no_429() -> None:
     assert "retry-after" not in ours.headers
 
 
+async def test_embedding_that_could_never_pass_names_its_input() -> None:
+    body = {"model": "vectors", "input": "word " * 20}
+    async with fake_app(auth=limited_auth(tokens_per_minute=10)) as api:
+        refused = await api.client.post("/v1/embeddings", json=body, headers=bearer(ALICE))
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "input")
+    assert "max_tokens" not in refused.text
+
+
 async def test_others_are_not_told_of_limits_they_do_not_have() -> None:
     async with fake_app(auth=limited_auth(requests_per_minute=1)) as api:
         for _ in range(3):

@@ -13,6 +13,7 @@ from service.api.anthropic import parse as anthropic_parse
 from service.api.anthropic.schemas import MessagesRequest
 from service.api.openai import parse as openai_parse
 from service.api.openai.schemas import ChatCompletionRequest
+from service.domain.estimates import input_size
 from service.domain.generation import GenerationRequest
 from service.errors import InvalidRequest
 from service.providers import anthropic_wire, openai_wire
@@ -27,7 +28,7 @@ OPENAI_BODY: dict[str, Any] = {
             "content": None,
             "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
         },
-        {"role": "tool", "tool_call_id": "c", "content": "r"},
+        {"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": "r"}, {"type": "file", "file": {}}]},
         {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
         {"role": "function", "name": "f", "content": "r"},
     ],
@@ -52,16 +53,24 @@ ANTHROPIC_BODY: dict[str, Any] = {
                 {"type": "text", "text": "t"},
                 {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}},
                 {"type": "image", "source": {"type": "url", "url": "u"}},
+                {"type": "document", "source": {"type": "content", "content": [{"type": "text", "text": "t"}]}},
             ],
         },
-        {"role": "assistant", "content": [{"type": "tool_use", "id": "c", "name": "f", "input": {"a": 1}}]},
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "thinking", "thinking": "t"},
+                {"type": "tool_use", "id": "c", "name": "f", "input": {"a": 1}},
+            ],
+            "tool_calls": None,
+        },
         {
             "role": "user",
             "content": [
                 {
                     "type": "tool_result",
                     "tool_use_id": "c",
-                    "content": [{"type": "text", "text": "r"}],
+                    "content": [{"type": "text", "text": "r"}, {"type": "search_result", "source": "u"}],
                     "is_error": True,
                 }
             ],
@@ -114,6 +123,7 @@ def check(read: Callable[[bytes], GenerationRequest], body: dict[str, Any]) -> N
     except InvalidRequest as refusal:
         faults = len(refusal.fields)
     else:
+        assert input_size(asked) >= 0
         check_rendered(partial(openai_wire.request_fields, asked, stream=True, max_tokens_field="max_tokens"))
         check_rendered(partial(anthropic_wire.request_fields, asked, stream=True))
         return

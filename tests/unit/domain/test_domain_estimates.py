@@ -146,6 +146,10 @@ def test_calls_of_tools_that_are_no_functions_count() -> None:
     assert of_body(Dialect.OPENAI, role="assistant", tool_calls=[custom, function]) == 1_001
 
 
+def test_field_that_only_the_other_vendor_has_may_hold_anything() -> None:
+    assert of_body(Dialect.ANTHROPIC, role="assistant", tool_calls=5) == 0
+
+
 @pytest.mark.parametrize(
     ("dialect", "pieces"),
     [
