@@ -12,6 +12,7 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 METRICS_PORT ?= 9090
 TESTS ?= tests
+E2E ?= tests/e2e
 
 .PHONY: help
 help: ## List the commands
@@ -39,6 +40,7 @@ serve: $(STAMP) ## Serve on http://127.0.0.1:8000 with the embedded model; no ke
 test: $(STAMP) ## Run all tests, on a real Redis-protocol server and in a real browser
 	@$(BIN)/python -m tests.support.chromium
 	@$(BIN)/python -m tests.support.old_servers
+	@$(BIN)/python -m tests.chart.tools
 	@$(BIN)/pytest $(TESTS)
 
 .PHONY: check
@@ -47,6 +49,15 @@ check: $(STAMP) ## Lint, format, types and import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/pytest -q -p no:randomly tests/unit/test_imports.py
+
+.PHONY: chart
+chart: $(STAMP) ## Make what is generated of the chart: its schema, its table of values, k8s/
+	@$(BIN)/python -m tests.chart.tools
+	@PATH="$$PATH:$$($(BIN)/python -c 'from tests.chart.tools import FOLDER; print(FOLDER)')" $(BIN)/python charts/generate.py
+
+.PHONY: e2e
+e2e: $(STAMP) ## Run the tests on the cluster that KUBECONFIG names; see docs/kubernetes.md
+	@LLM_API_E2E=1 $(BIN)/pytest -p no:randomly -s $(E2E)
 
 .PHONY: clean
 clean: ## Remove what the other commands made

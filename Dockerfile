@@ -1,0 +1,49 @@
+# One image, three commands: `serve` (the default), `worker` and `simulate`. One process in each container.
+#
+#   docker build --build-arg VERSION=0.1.0 --build-arg REVISION=$(git rev-parse HEAD) --tag llm-api:0.1.0 .
+#
+# The base may be named with its digest: --build-arg PYTHON_IMAGE=docker.io/library/python:3.13-slim@sha256:…
+ARG PYTHON_IMAGE=docker.io/library/python:3.13-slim
+
+FROM ${PYTHON_IMAGE} AS build
+ENV UV_COMPILE_BYTECODE=1 \
+    UV_LINK_MODE=copy \
+    UV_NO_CACHE=1 \
+    UV_PYTHON_DOWNLOADS=never
+WORKDIR /app
+# What changes seldom comes first: uv as uv.lock names it, with its hash, and then everything that we depend on.
+COPY pyproject.toml uv.lock ./
+COPY tools/bootstrap_uv.py tools/
+RUN python tools/bootstrap_uv.py /usr/local/bin/uv
+RUN uv sync --frozen --no-dev --no-install-project
+COPY README.md LICENSE ./
+COPY service service
+# Not editable: the sources stay behind, and bytecode is compiled where it is run from.
+RUN uv sync --frozen --no-dev --no-editable
+
+FROM ${PYTHON_IMAGE}
+# Owned by root and not writable: who runs it cannot change it.
+COPY --from=build /app/.venv /app/.venv
+# Bytecode is there already, and could not be written on a read-only root.
+ENV PATH=/app/.venv/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    LLM_API_PROFILE=production \
+    LLM_API_SERVER__HOST=0.0.0.0
+WORKDIR /app
+# A number, by which the kubelet can tell that it is not root.
+USER 65532:65532
+# The API, its metrics, and what `simulate` listens on.
+EXPOSE 8000 9090 9000
+STOPSIGNAL SIGTERM
+# Last, since they change with every commit.
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="llm-api" \
+      org.opencontainers.image.description="One production HTTP API in front of large language models" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+# No shell and no init between the signal and the process, which handles it and starts no others.
+ENTRYPOINT ["llm-api"]
+CMD ["serve"]

@@ -1,0 +1,187 @@
+{{/*
+The pod template of everything that runs our image. Takes a dict:
+  root        the chart's own context
+  component   its name
+  values      what is set for it: resources, args, extraEnv, nodeSelector, …
+  settings    whether it reads the service's settings, with the keys of callers and providers
+  ports       a map from name to number
+  probes      a map from kind to {path, port, and what a probe takes}
+  preStopSeconds, gracePeriodSeconds
+*/}}
+{{- define "llm-api.pod" -}}
+{{- $root := .root -}}
+metadata:
+  labels:
+    {{- include "llm-api.selector" (list $root .component) | nindent 4 }}
+    app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
+    {{- with .values.podLabels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  annotations:
+    kubectl.kubernetes.io/default-container: {{ .component }}
+    {{- if .settings }}
+    llm-api/settings: {{ include "llm-api.restartHash" $root | quote }}
+    {{- if $root.Values.metrics.annotations }}
+    prometheus.io/scrape: "true"
+    prometheus.io/port: "9090"
+    prometheus.io/path: /metrics
+    {{- end }}
+    {{- end }}
+    {{- with .values.podAnnotations }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+spec:
+  serviceAccountName: {{ include "llm-api.serviceAccountName" $root }}
+  automountServiceAccountToken: false
+  enableServiceLinks: false
+  terminationGracePeriodSeconds: {{ .gracePeriodSeconds }}
+  {{- with .values.priorityClassName }}
+  priorityClassName: {{ . }}
+  {{- end }}
+  {{- with $root.Values.image.pullSecrets }}
+  imagePullSecrets:
+    {{- range . }}
+    - name: {{ . }}
+    {{- end }}
+  {{- end }}
+  securityContext:
+    runAsNonRoot: true
+    {{- with $root.Values.runAsUser }}
+    runAsUser: {{ int . }}
+    runAsGroup: {{ int . }}
+    fsGroup: {{ int . }}
+    {{- end }}
+    seccompProfile: {type: RuntimeDefault}
+  containers:
+    - name: {{ .component }}
+      image: {{ include "llm-api.image" $root }}
+      imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+      {{- with .values.command }}
+      command: {{ toJson . }}
+      {{- end }}
+      args: {{ toJson .values.args }}
+      {{- $env := .values.extraEnv | default list }}
+      {{- if or .settings $env }}
+      env:
+        {{- if .settings }}
+        - name: LLM_API_CONFIG
+          value: /etc/llm-api/config.yaml
+        {{- with include "llm-api.redisEnv" $root }}
+        {{- . | nindent 8 }}
+        {{- end }}
+        {{- end }}
+        {{- with $env }}
+        {{- tpl (toYaml .) $root | nindent 8 }}
+        {{- end }}
+      {{- end }}
+      {{- with .values.extraEnvFrom }}
+      envFrom:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+      ports:
+        {{- range $name, $number := .ports }}
+        - {name: {{ $name }}, containerPort: {{ $number }}, protocol: TCP}
+        {{- end }}
+      {{- range $kind, $probe := .probes }}
+      {{ $kind }}Probe:
+        httpGet: {path: {{ $probe.path }}, port: {{ $probe.port }}}
+        {{- toYaml (omit $probe "path" "port") | nindent 8 }}
+      {{- end }}
+      {{- if .preStopSeconds }}
+      lifecycle:
+        preStop:
+          sleep: {seconds: {{ .preStopSeconds }}}
+      {{- end }}
+      {{- with .values.resources }}
+      resources:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+      securityContext:
+        allowPrivilegeEscalation: false
+        readOnlyRootFilesystem: true
+        capabilities: {drop: [ALL]}
+      volumeMounts:
+        - {name: tmp, mountPath: /tmp}
+        {{- if .settings }}
+        - {name: config, mountPath: /etc/llm-api, readOnly: true}
+        {{- if include "llm-api.callersSecret" $root }}
+        - {name: callers, mountPath: /run/secrets/callers, readOnly: true}
+        {{- end }}
+        {{- range $name, $_ := $root.Values.providerKeys }}
+        - {name: provider-{{ $name }}, mountPath: /run/secrets/providers/{{ $name }}, readOnly: true}
+        {{- end }}
+        {{- end }}
+        {{- with .values.extraVolumeMounts }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+  volumes:
+    - name: tmp
+      emptyDir: {sizeLimit: 64Mi}
+    {{- if .settings }}
+    - name: config
+      configMap:
+        name: {{ include "llm-api.configName" $root }}
+    {{- with include "llm-api.callersSecret" $root }}
+    # Secrets are mounted as folders, without subPath: only so does the kubelet replace the files when they change.
+    - name: callers
+      secret:
+        secretName: {{ . }}
+        defaultMode: 0440
+        items:
+          - {key: {{ $root.Values.callers.key }}, path: keys}
+    {{- end }}
+    {{- range $name, $secret := $root.Values.providerKeys }}
+    - name: provider-{{ $name }}
+      secret:
+        secretName: {{ $secret.existingSecret }}
+        defaultMode: 0440
+        items:
+          {{- range $secret.keys }}
+          - {key: {{ . }}, path: {{ . }}}
+          {{- end }}
+    {{- end }}
+    {{- end }}
+    {{- with .values.extraVolumes }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  {{- with .values.nodeSelector }}
+  nodeSelector:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .values.affinity }}
+  affinity:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .values.tolerations }}
+  tolerations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  topologySpreadConstraints:
+    {{- if .values.topologySpreadConstraints }}
+    {{- toYaml .values.topologySpreadConstraints | nindent 4 }}
+    {{- else }}
+    {{- range list "topology.kubernetes.io/zone" "kubernetes.io/hostname" }}
+    - maxSkew: 1
+      topologyKey: {{ . }}
+      whenUnsatisfiable: ScheduleAnyway
+      labelSelector:
+        matchLabels:
+          {{- include "llm-api.selector" (list $root $.component) | nindent 10 }}
+      # Those of the same update only: otherwise old pods, which are about to go, would decide where new ones come.
+      matchLabelKeys: [pod-template-hash]
+    {{- end }}
+    {{- end }}
+{{- end }}
+
+{{- define "llm-api.redisEnv" -}}
+{{- with .Values.redis -}}
+{{- if .existingSecret -}}
+- name: REDIS_URL
+  valueFrom:
+    secretKeyRef: {name: {{ .existingSecret }}, key: {{ .existingSecretKey }}}
+{{- else if or .enabled .url -}}
+- name: REDIS_URL
+  value: {{ .url | default (printf "redis://%s-redis:6379/0" (include "llm-api.fullname" $)) | quote }}
+{{- end -}}
+{{- end -}}
+{{- end }}

@@ -1,0 +1,59 @@
+{{/* What the schema cannot say: values that do not fit together. */}}
+{{- define "llm-api.validate" -}}
+{{- $providers := .Values.config.providers | default dict -}}
+{{- $replicas := include "llm-api.replicasMax" . | int -}}
+{{- if and (gt $replicas 1) (not (include "llm-api.hasRedis" .)) -}}
+{{- fail (printf "replicas: up to %d pods, and no Redis: limits would hold for each pod instead of all, and a stream could be resumed only on the pod that began it. Set redis.url or redis.existingSecret, or redis.enabled=true, or replicas=1." $replicas) -}}
+{{- end -}}
+{{- with .Values.redis -}}
+{{- if gt (len (compact (list .url .existingSecret (ternary "here" "" .enabled)))) 1 -}}
+{{- fail "redis: one of redis.enabled, redis.url and redis.existingSecret says where it is; more than one is set." -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.autoscaling.enabled .Values.keda.enabled -}}
+{{- fail "keda.enabled and autoscaling.enabled: both would set the number of pods. Take one." -}}
+{{- end -}}
+{{- with .Values.autoscaling -}}
+{{- if and (or .enabled $.Values.keda.enabled) (gt (int .minReplicas) (int .maxReplicas)) -}}
+{{- fail (printf "autoscaling.minReplicas is %v, above autoscaling.maxReplicas, %v." .minReplicas .maxReplicas) -}}
+{{- end -}}
+{{- if and .enabled (not (or .streamsPerPod .requestsPerPod .cpuPercent .metrics)) -}}
+{{- fail "autoscaling: no metric is left: set streamsPerPod, requestsPerPod, cpuPercent or metrics." -}}
+{{- end -}}
+{{- end -}}
+{{- if .Values.keda.enabled -}}
+{{- if not .Values.keda.serverAddress -}}
+{{- fail "keda.serverAddress: the address of Prometheus is needed to scale by it." -}}
+{{- end -}}
+{{- if not (or .Values.autoscaling.streamsPerPod .Values.autoscaling.requestsPerPod .Values.autoscaling.cpuPercent) -}}
+{{- fail "keda: no metric is left: set autoscaling.streamsPerPod, requestsPerPod or cpuPercent." -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.metrics.serviceMonitor.enabled .Values.metrics.podMonitor.enabled -}}
+{{- fail "metrics.podMonitor.enabled and metrics.serviceMonitor.enabled: every pod would be scraped twice. Take one." -}}
+{{- end -}}
+{{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) -}}
+{{- fail "httpRoute.parentRefs: the Gateway is missing, such as [{name: public, namespace: gateways}]." -}}
+{{- end -}}
+{{- if and .Values.ingress.enabled (not .Values.ingress.hosts) -}}
+{{- fail "ingress.hosts: at least one host name is needed." -}}
+{{- end -}}
+{{- if not (or $providers (include "llm-api.simulated" .)) -}}
+{{- fail "config.providers: there is no provider, and simulator.enabled is false." -}}
+{{- end -}}
+{{- if and $providers (not .Values.config.models) (not (or $providers.openai $providers.anthropic)) -}}
+{{- fail "config.models: there is none, and only providers called openai and anthropic bring their own." -}}
+{{- end -}}
+{{- range $name, $_ := .Values.providerKeys -}}
+{{- if not (hasKey $providers $name) -}}
+{{- fail (printf "providerKeys.%s: there is no config.providers.%s that would use these keys." $name $name) -}}
+{{- end -}}
+{{- end -}}
+{{- range $public, $model := .Values.config.models -}}
+{{- range $model.routes -}}
+{{- if not (or (hasKey $providers .provider) (and (eq .provider "simulator") (include "llm-api.simulated" $))) -}}
+{{- fail (printf "config.models.%s.routes: there is no config.providers.%s." $public .provider) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end }}

@@ -1,0 +1,91 @@
+"""What helm makes of the chart with some values, as objects; or why it refuses them."""
+
+import functools
+import json
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.chart.tools import find
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "charts" / "llm-api"
+EXAMPLES = sorted((CHART / "examples").glob("*.yaml"))
+KUBERNETES = "1.34.0"
+TIMEOUT_S = 60
+
+Object = dict[str, Any]
+
+
+class Refused(Exception):  # noqa: N818 - it reads as what happened
+    """Helm refused the values."""
+
+
+def render(values: Mapping[str, Any] | None = None, *files: Path) -> list[Object]:
+    """Render the release ``try``; raise ``Refused`` with helm's own words."""
+    return list(yaml.safe_load_all(render_text(json.dumps(values or {}), *files)))
+
+
+@functools.cache
+def render_text(values: str = "{}", *files: Path) -> str:
+    """Return what helm prints."""
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as given:
+        given.write(values)
+        given.flush()
+        options = [option for file in (*files, given.name) for option in ("-f", str(file))]
+        return run("helm", "template", "try", str(CHART), "--kube-version", KUBERNETES, *options)
+
+
+def run(name: str, *arguments: str, stdin: str | None = None) -> str:
+    """Run a tool to its end; return what it prints."""
+    program = find(name)
+    assert program is not None
+    command = [program, *arguments]
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    if done.returncode:
+        raise Refused(done.stderr + done.stdout)
+    return done.stdout
+
+
+def example(path: Path) -> list[Object]:
+    """Render an example; what is meant for on top of another one, on top of it."""
+    below = [CHART / "examples" / "laptop.yaml"] if path.name == "laptop-openai.yaml" else []
+    return render(None, *below, path)
+
+
+def one(objects: list[Object], kind: str, name: str = "try-llm-api") -> Object:
+    """Return the object of a kind and name."""
+    found = [item for item in objects if item["kind"] == kind and item["metadata"]["name"] == name]
+    assert len(found) == 1, [(item["kind"], item["metadata"]["name"]) for item in objects]
+    return found[0]
+
+
+def kinds(objects: list[Object]) -> set[str]:
+    """Return the kinds."""
+    return {item["kind"] for item in objects}
+
+
+def settings(objects: list[Object]) -> Object:
+    """Return the service's settings in the ConfigMap."""
+    (found,) = (item for item in objects if item["kind"] == "ConfigMap" and "config.yaml" in item["data"])
+    tree: Object = yaml.safe_load(found["data"]["config.yaml"])
+    return tree
+
+
+def pod(objects: list[Object], name: str = "try-llm-api", kind: str = "Deployment") -> Object:
+    """Return a workload's pod template."""
+    template: Object = one(objects, kind, name)["spec"]["template"]
+    return template
+
+
+def pods(objects: list[Object]) -> Iterator[tuple[str, Object]]:
+    """Go through the specs of all pods."""
+    for item in objects:
+        if item["kind"] == "Pod":
+            yield item["metadata"]["name"], item["spec"]
+        elif item["kind"] in {"Deployment", "StatefulSet", "Job"}:
+            yield item["metadata"]["name"], item["spec"]["template"]["spec"]

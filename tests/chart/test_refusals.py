@@ -1,0 +1,103 @@
+"""Wrong values: each is refused, and the message names it."""
+
+from typing import Any
+
+import pytest
+
+from tests.chart.rendering import Refused, render
+
+REDIS = {"url": "redis://store:6379/0"}
+OPENAI = {"providers": {"openai": {"kind": "openai"}}}
+
+UNKNOWN_OR_IMPOSSIBLE: list[tuple[str, dict[str, Any]]] = [
+    ("/replicas", {"replicas": 0}),
+    ("/replicas", {"replicas": "two"}),
+    ("replicaCount", {"replicaCount": 2}),
+    ("/image/pullPolicy", {"image": {"pullPolicy": "Sometimes"}}),
+    ("/image/digest", {"image": {"digest": "abc"}}),
+    ("/longestStreamSeconds", {"longestStreamSeconds": 0}),
+    ("/termination/preStopSeconds", {"termination": {"preStopSeconds": -1}}),
+    ("/service/port", {"service": {"port": 70000}}),
+    ("/service/type", {"service": {"type": "ExternalName"}}),
+    ("/simulator/enabled", {"simulator": {"enabled": "maybe"}}),
+    ("/redis/url", {"redis": {"url": "store:6379"}}),
+    ("/redis/url", {"redis": {"url": "redis://user:password@store:6379"}}),
+    ("/resources/limits/memory", {"resources": {"limits": {"memory": "512 MB"}}}),
+    ("/runAsUser", {"runAsUser": 0}),
+    ("/probes/liveness", {"probes": {"liveness": {"httpGet": {"path": "/ready"}}}}),
+    ("/podDisruptionBudget/maxUnavailable", {"podDisruptionBudget": {"maxUnavailable": 0}}),
+    ("/rollout/maxSurge", {"rollout": {"maxSurge": 0}}),
+    ("maxUnavailable", {"rollout": {"maxUnavailable": 1}}),
+    ("/httpRoute/streamTimeout", {"httpRoute": {"streamTimeout": "forever"}}),
+    ("/ingress/hosts/0", {"ingress": {"hosts": ["https://llm.example.com"]}}),
+    ("/providerKeys/openai", {"config": OPENAI, "providerKeys": {"openai": {"key": "sk-1"}}}),
+    ("/config/providers/openai/kind", {"config": {"providers": {"openai": {"kind": "opnai"}}}}),
+    ("keys", {"config": {"providers": {"openai": {"kind": "openai", "keys": ["sk-in-a-configmap"]}}}}),
+    ("/config/auth/keys/alice", {"config": {"auth": {"keys": {"alice": "a-key-in-clear-0123456789"}}}}),
+    ("/config/readiness/mode", {"config": {"readiness": {"mode": "always"}}}),
+    ("timeout_s", {"config": {"drain": {"timeout_s": 60}}}),
+    ("modells", {"config": {"modells": {}}}),
+    ("requests_per_minuet", {"config": {"auth": {"default_limits": {"requests_per_minuet": 5}}}}),
+]
+
+
+@pytest.mark.parametrize(("name", "values"), UNKNOWN_OR_IMPOSSIBLE, ids=[name for name, _ in UNKNOWN_OR_IMPOSSIBLE])
+def test_what_is_unknown_or_impossible_is_refused_by_name(name: str, values: dict[str, Any]) -> None:
+    with pytest.raises(Refused) as refused:
+        render(values)
+    message = str(refused.value)
+    assert name in message
+    assert "schema" in message, "it was refused, but not by the schema"
+
+
+NOT_TOGETHER: list[tuple[str, str, dict[str, Any]]] = [
+    ("replicas", "no Redis", {"replicas": 2}),
+    ("replicas", "no Redis", {"autoscaling": {"enabled": True, "maxReplicas": 5}}),
+    ("redis", "more than one", {"redis": {**REDIS, "enabled": True}}),
+    ("autoscaling.enabled", "Take one", {"redis": REDIS, "autoscaling": {"enabled": True}, "keda": {"enabled": True}}),
+    (
+        "autoscaling.minReplicas",
+        "is 9",
+        {"redis": REDIS, "autoscaling": {"enabled": True, "minReplicas": 9, "maxReplicas": 3}},
+    ),
+    (
+        "autoscaling",
+        "no metric",
+        {"redis": REDIS, "autoscaling": {"enabled": True, "streamsPerPod": 0, "requestsPerPod": 0, "cpuPercent": 0}},
+    ),
+    ("keda.serverAddress", "Prometheus", {"redis": REDIS, "keda": {"enabled": True}}),
+    (
+        "metrics.podMonitor.enabled",
+        "twice",
+        {"metrics": {"podMonitor": {"enabled": True}, "serviceMonitor": {"enabled": True}}},
+    ),
+    ("httpRoute.parentRefs", "Gateway", {"httpRoute": {"enabled": True}}),
+    ("ingress.hosts", "host name", {"ingress": {"enabled": True}}),
+    ("config.providers", "no provider", {"simulator": {"enabled": False}}),
+    (
+        "config.models",
+        "there is none",
+        {"config": {"providers": {"vllm": {"kind": "openai", "base_url": "http://vllm:8000/v1"}}}},
+    ),
+    (
+        "providerKeys.openai",
+        "no config.providers.openai",
+        {"providerKeys": {"openai": {"existingSecret": "s", "keys": ["k"]}}},
+    ),
+    (
+        "config.models.a.routes",
+        "no config.providers.b",
+        {"config": {**OPENAI, "models": {"a": {"routes": [{"provider": "b"}]}}}},
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "why", "values"), NOT_TOGETHER, ids=[f"{name}: {why}" for name, why, _ in NOT_TOGETHER]
+)
+def test_what_does_not_fit_together_is_refused_with_a_sentence(name: str, why: str, values: dict[str, Any]) -> None:
+    with pytest.raises(Refused) as refused:
+        render(values)
+    sentence = str(refused.value)
+    assert name in sentence
+    assert why in sentence
