@@ -43,20 +43,7 @@ class State(TypedDict):
 
 def create_app(settings: Settings, opener: Opener = open_resources) -> FastAPI:
     """Make the application. It opens nothing until its lifespan starts; a test passes another ``opener``."""
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[State]:
-        async with opener(settings) as resources, drained_at_the_end(resources.drain, resources.metrics):
-            yield {"resources": resources}
-
-    app = FastAPI(
-        title="llm-api",
-        version=__version__,
-        description="One production HTTP API in front of large language models.",
-        lifespan=lifespan,
-        docs_url=None,
-        redoc_url=None,
-    )
+    app = _bare_app(settings, opener)
     # The last one added is the outermost: the id of a request is on every answer, CORS headers on every one but a
     # defect's, and the size is looked at before anything is read. Probes do not come so far.
     app.add_middleware(IntakeMiddleware, max_body_bytes=settings.server.max_body_bytes)
@@ -84,3 +71,29 @@ def create_app(settings: Settings, opener: Opener = open_resources) -> FastAPI:
         pages.add_playground(app)
     app.openapi = completed_openapi(app)  # type: ignore[method-assign] # FastAPI's documented way to extend it
     return app
+
+
+def create_worker_app(settings: Settings, opener: Opener = open_resources) -> FastAPI:
+    """Make what a worker of background jobs serves: probes, and nothing else."""
+    app = _bare_app(settings, opener)
+    app.add_middleware(RequestMiddleware)
+    app.add_middleware(health.ProbeMiddleware)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.include_router(health.router)
+    return app
+
+
+def _bare_app(settings: Settings, opener: Opener) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[State]:
+        async with opener(settings) as resources, drained_at_the_end(resources.drain, resources.metrics):
+            yield {"resources": resources}
+
+    return FastAPI(
+        title="llm-api",
+        version=__version__,
+        description="One production HTTP API in front of large language models.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )

@@ -8,12 +8,12 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service import __version__
 from service.auth.keys import hash_key, new_key
-from service.config import ConfigError, Settings, effective_yaml, json_schema, reference_table
+from service.config import ConfigError, Problem, Settings, effective_yaml, json_schema, reference_table
 from service.config.keys import checked_key, is_key_name
 from service.config.reload import SettingsSource
 from service.errors import ServiceError
@@ -62,6 +62,19 @@ def serve(parsed: argparse.Namespace) -> int:
                 _module("service.serving.prefork").serve(settings, listener, source, directory)
         else:
             _module("service.serving.single").serve(settings, listener, source)
+    return 0
+
+
+def worker(parsed: argparse.Namespace) -> int:
+    """Work on background jobs until told to stop. Serves /health, /ready and metrics, and nothing else."""
+    # No endpoint has to notice its end, and one process is one worker.
+    source = _source(parsed, {"jobs": {"worker": True}, "drain": {"delay_s": 0}, "server": {"workers": 1}})
+    settings = source.load()
+    if settings.redis.url is None:
+        raise ConfigError([Problem("redis.url", "nothing", "the store in which `llm-api serve` puts the jobs")])
+    configure_logging(settings.profile)
+    with listen(settings.server) as listener:
+        _module("service.serving.single").work(settings, listener, source)
     return 0
 
 
@@ -138,6 +151,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_overrides(command)
     command.set_defaults(run=serve)
 
+    command = commands.add_parser("worker", help="work on background jobs", description=worker.__doc__)
+    _add_addresses(command)
+    command.set_defaults(run=worker)
+
     command = commands.add_parser("simulate", help="run a simulated upstream", description=simulate.__doc__)
     simulator_options.add_arguments(command)
     command.set_defaults(run=simulate)
@@ -160,11 +177,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_overrides(command: argparse.ArgumentParser) -> None:
+    _add_addresses(command)
+    command.add_argument("--workers", help="processes (server.workers)")
+
+
+def _add_addresses(command: argparse.ArgumentParser) -> None:
     # No types here: the settings validate, and say what they take.
     command.add_argument("--host", help="address to listen on (server.host)")
     command.add_argument("--port", help="port of the API; 0 takes a free one (server.port)")
     command.add_argument("--metrics-port", help="port of /metrics (server.metrics_port)")
-    command.add_argument("--workers", help="processes (server.workers)")
 
 
 def _module(name: str) -> Any:
@@ -172,10 +193,14 @@ def _module(name: str) -> Any:
     return importlib.import_module(name)
 
 
-def _source(parsed: argparse.Namespace) -> SettingsSource:
-    given = {name: getattr(parsed, name) for name in ("host", "port", "metrics_port", "workers")}
-    server: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    return SettingsSource({"server": server} if server else {}, os.environ)
+def _source(parsed: argparse.Namespace, fixed: Mapping[str, Mapping[str, Any]] | None = None) -> SettingsSource:
+    """Make the source of settings; options and what is ``fixed`` come before all else."""
+    overrides: dict[str, dict[str, Any]] = {section: dict(values) for section, values in (fixed or {}).items()}
+    for name in ("host", "port", "metrics_port", "workers"):
+        value = getattr(parsed, name, None)
+        if value is not None:
+            overrides.setdefault("server", {})[name] = value
+    return SettingsSource(overrides, os.environ)
 
 
 def _warn(settings: Settings) -> None:

@@ -11,6 +11,7 @@
     ├── NotFound                  404   no such path
     │   ├── JobNotFound           404   no such job of this caller's
     │   └── StreamNotFound        404   no such stream of this caller's, or it is not kept any more
+    ├── JobGone                   410   the job is over, and its result is not kept any more
     ├── MethodNotAllowed          405   the path has other methods
     ├── RequestTimeout            408   the body does not come
     ├── RequestTooLarge           413   body over the limit
@@ -35,6 +36,7 @@
 The class decides: ``code``, ``status`` and ``retryable`` are class attributes; ``service.api.errors`` alone renders.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
@@ -151,6 +153,14 @@ class JobNotFound(NotFound):
 
     code = "job_not_found"
     title = "No such job"
+
+
+class JobGone(ServiceError):  # noqa: N818
+    """The job is over, and its result is not kept any more."""
+
+    code = "job_gone"
+    status = 410
+    title = "The job's result is gone"
 
 
 class StreamNotFound(NotFound):
@@ -336,6 +346,16 @@ class UpstreamMisconfigured(UpstreamError):  # noqa: N818
     ) -> None:
         super().__init__(message, provider=provider, upstream_status=upstream_status, upstream_code=upstream_code)
         self.refused = refused
+
+    @property
+    def refuses_key(self) -> bool:
+        """Whether another key may do better, whatever the model."""
+        return self.refused in ("key", "funds")
+
+
+def mildest(refusals: Sequence[UpstreamMisconfigured]) -> UpstreamMisconfigured:
+    """Return the refusal that leaves most hope: an account without funds has a key that is taken."""
+    return next((refusal for refusal in refusals if refusal.refused == "funds"), refusals[0])
 
 
 class UpstreamTimeout(UpstreamError):  # noqa: N818

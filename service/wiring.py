@@ -12,9 +12,10 @@ from service.admission.base import Limiter
 from service.admission.fallback import FallbackLimiter
 from service.admission.memory import MemoryLimiter
 from service.admission.redis import RedisLimiter
+from service.api.job_routes import JOB_ROUTES
 from service.auth.authenticator import KeyAuthenticator
 from service.auth.base import TicketStore
-from service.config import Profile, ProviderKind, ProviderSettings, Settings
+from service.config import Profile, ProviderKind, ProviderSettings, Settings, takes_jobs
 from service.config.fingerprint import KeyFingerprints
 from service.config.reload import SettingsSource
 from service.domain.clock import Clock, SystemClock
@@ -23,7 +24,7 @@ from service.engine.attempts import Attempts
 from service.engine.catalogue import ModelCatalogue
 from service.engine.drain import Drain
 from service.engine.generation import GenerationService
-from service.engine.jobs import JobRunner, JobService
+from service.engine.jobs import JobRunner, JobService, JobStore
 from service.engine.probe_board import ProbeBoard
 from service.engine.prober import Prober
 from service.engine.readiness import ReadinessCheck
@@ -37,14 +38,16 @@ from service.providers.simulator import open_simulator
 from service.reloading import Reloadable, SettingsReload
 from service.resources import Resources
 from service.storage.embedded import embedded_store_available, open_embedded_store
-from service.storage.memory_jobs import MemoryJobQueue
+from service.storage.memory_jobs import MemoryJobStore
 from service.storage.memory_streams import MemoryStreamLog
 from service.storage.probe_board import MemoryProbeBoard, RedisProbeBoard
 from service.storage.redis import open_redis
+from service.storage.redis_jobs import RedisJobStore
 from service.storage.redis_streams import RedisStreamLog
 from service.storage.tickets import MemoryTicketStore, RedisTicketStore
 from service.telemetry.metrics import Metrics
 from service.telemetry.server import open_metrics_server
+from service.worker.loop import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +99,7 @@ async def open_resources(settings: Settings, *, source: SettingsSource | None = 
         stream_log: StreamLog
         limiter: Limiter
         board: ProbeBoard
+        job_store: JobStore | None
         if settings.redis.url is not None:
             redis = await stack.enter_async_context(open_redis(settings.redis))
             tickets = RedisTicketStore(redis, ttl_s=settings.auth.ticket_ttl_s)
@@ -105,6 +109,9 @@ async def open_resources(settings: Settings, *, source: SettingsSource | None = 
                 ).opened()
             )
             board = await stack.enter_async_context(RedisProbeBoard(settings.redis, clock).opened())
+            job_store = await stack.enter_async_context(
+                RedisJobStore(redis=settings.redis, settings=settings.jobs).opened()
+            )
             limiter = await stack.enter_async_context(
                 FallbackLimiter(
                     RedisLimiter(settings=settings.redis, metrics=metrics),
@@ -116,6 +123,7 @@ async def open_resources(settings: Settings, *, source: SettingsSource | None = 
             )
         else:
             board = MemoryProbeBoard(clock)
+            job_store = MemoryJobStore(settings.jobs, clock) if takes_jobs(settings) else None
             limiter = MemoryLimiter(clock=clock)
             tickets = MemoryTicketStore(ttl_s=settings.auth.ticket_ttl_s, clock=clock)
             stream_log = await stack.enter_async_context(
@@ -129,6 +137,7 @@ async def open_resources(settings: Settings, *, source: SettingsSource | None = 
             stream_log=stream_log,
             limiter=limiter,
             board=board,
+            job_store=job_store,
             metrics=metrics,
             clock=clock,
             source=source,
@@ -144,6 +153,7 @@ async def assemble(
     stream_log: StreamLog,
     limiter: Limiter,
     board: ProbeBoard,
+    job_store: JobStore | None,
     metrics: Metrics,
     clock: Clock,
     source: SettingsSource | None = None,
@@ -170,15 +180,6 @@ async def assemble(
         admission=admission,
         metrics=metrics,
     )
-    queue = MemoryJobQueue(
-        JobRunner(generation=generation),
-        concurrency=settings.jobs.concurrency,
-        queue_max=settings.jobs.queue_max,
-        result_ttl_s=settings.jobs.result_ttl_s,
-        drain_s=settings.jobs.drain_s,
-        metrics=metrics,
-        clock=clock,
-    )
     readiness = ReadinessCheck(
         routes=catalogue.chat_routes,
         keys=KeyFingerprints(settings.providers),
@@ -192,10 +193,22 @@ async def assemble(
     providers.observe(readiness.note)
     streams = ResumableStreams(log=stream_log, settings=settings.streams, drain=drain, metrics=metrics)
     await stack.enter_async_context(streams.running())
-    await stack.enter_async_context(queue.opened())
     authenticator = KeyAuthenticator(
         settings.auth, clock, on_file=partial(metrics.note_key_file, "client_keys", "auth.keys_file")
     )
+    jobs = JobService(store=job_store, routes=JOB_ROUTES, generation=generation, clock=clock)
+    if settings.jobs.worker and job_store is not None:
+        runner = JobRunner(routes=JOB_ROUTES, generation=generation, authenticator=authenticator, clock=clock)
+        worker = Worker(
+            store=job_store,
+            runner=runner,
+            news=jobs.news,
+            settings=settings.jobs,
+            drain=drain,
+            metrics=metrics,
+            clock=clock,
+        )
+        await stack.enter_async_context(worker.running())
     if source is not None:
         # What goes by what else stands in this order; what opens something has to be the last.
         parts: tuple[Reloadable, ...] = (
@@ -220,7 +233,7 @@ async def assemble(
         tickets=tickets,
         generation=generation,
         streams=streams,
-        jobs=JobService(queue=queue, generation=generation, clock=clock),
+        jobs=jobs,
         readiness=readiness,
     )
 

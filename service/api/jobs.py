@@ -2,14 +2,21 @@
 
 from typing import Annotated, Any, Literal
 
+import orjson
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from service.api.bodies import documented_body, read_body
-from service.api.deps import Context, Jobs
-from service.api.responses import CALLER, json_response, problems
+from service.api.deps import AllResources, Context, Jobs
+from service.api.job_routes import GENERATE
+from service.api.job_stream import JobFraming
+from service.api.responses import CALLER, EVENT_STREAM, json_response, problems
 from service.api.schemas import AsyncGenerateBody, AsyncQuery, JobAccepted, JobFault, JobState
+from service.api.streaming import EventStreamResponse
+from service.domain.generation import FinishReason
 from service.domain.job import Job, JobStatus
+from service.domain.limits import NANO
+from service.engine.job_watch import watched
 from service.errors import InvalidRequest, JobNotFound
 
 router = APIRouter(tags=["jobs"])
@@ -17,15 +24,17 @@ router = APIRouter(tags=["jobs"])
 POLL_AFTER_S = 1
 """What ``Retry-After`` suggests to whoever polls."""
 
-_STATUS: dict[JobStatus, Literal["pending", "complete", "failed", "cancelled"]] = {
+_STATUS: dict[JobStatus, Literal["pending", "complete", "failed", "cancelled", "expired"]] = {
     JobStatus.QUEUED: "pending",
     JobStatus.IN_PROGRESS: "pending",
     JobStatus.COMPLETE: "complete",
     JobStatus.FAILED: "failed",
     JobStatus.CANCELLED: "cancelled",
+    JobStatus.EXPIRED: "expired",
 }
 
 NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": JobState, "description": "No such job, or someone else's"}}
+_LOOKUP = {**NOT_FOUND, **problems(401, 403, 410, 422, 429, 503)}
 
 
 @router.post(
@@ -46,53 +55,90 @@ async def submit(request: Request, jobs: Jobs, context: Context, query: Annotate
         body = AsyncGenerateBody(prompt=query.prompt)
     else:
         body = await read_body(request, AsyncGenerateBody)
-    job = await jobs.submit(body.to_request(), context)
+    job = await jobs.submit(
+        GENERATE,
+        body.model_dump_json(exclude_none=True).encode(),
+        context,
+        priority=body.priority,
+        deadline_s=body.deadline_s,
+    )
     location = {"Location": f"/generate/async/{job.id}", "Retry-After": str(POLL_AFTER_S)}
     return json_response(JobAccepted(job_id=job.id), status=202, headers=location)
 
 
-@router.get(
-    "/generate/async/{job_id}",
-    response_model=JobState,
-    responses={**NOT_FOUND, **problems(401, 403, 422, 429, 503)},
-)
+@router.get("/generate/async/{job_id}", response_model=JobState, responses=_LOOKUP)
 async def status(job_id: str, jobs: Jobs, context: Context) -> Response:
     """Tell how a job stands, and its answer when there is one."""
     try:
         job = await jobs.get(job_id, context.principal)
     except JobNotFound:
         return _not_found(job_id)
-    return json_response(_state(job))
+    return _answer(job)
 
 
-@router.delete(
-    "/generate/async/{job_id}",
-    response_model=JobState,
-    responses={**NOT_FOUND, **problems(401, 403, 422, 429, 503)},
+@router.get(
+    "/generate/async/{job_id}/stream",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "`event: status` tells where the job stands, unnamed events carry its text, and "
+            "`event: restart` says that it begins again; `event: usage` and `data: [DONE]` end it, or `event: error`.",
+            "content": EVENT_STREAM,
+        },
+        **_LOOKUP,
+    },
 )
+async def follow(request: Request, job_id: str, resources: AllResources, jobs: Jobs, context: Context) -> Response:
+    """Follow a job to its end. Who comes late gets all of the text at once; leaving does not end the job."""
+    # Nobody needs one here, but what comes after the body is taken for the client's departure.
+    await request.body()
+    try:
+        await jobs.get(job_id, context.principal)
+    except JobNotFound:
+        return _not_found(job_id)
+    news = watched(jobs, job_id, context.principal, resources.drain)
+    return EventStreamResponse(news, JobFraming(request_id=context.request_id), ends_itself=True)
+
+
+@router.delete("/generate/async/{job_id}", response_model=JobState, responses=_LOOKUP)
 async def cancel(job_id: str, jobs: Jobs, context: Context) -> Response:
     """Cancel a job, its call to the provider included. One that is over stays as it is."""
     try:
         job = await jobs.cancel(job_id, context.principal)
     except JobNotFound:
         return _not_found(job_id)
-    return json_response(_state(job))
+    return _answer(job)
 
 
 def _not_found(job_id: str) -> Response:
     return json_response(JobState(job_id=job_id, status="not_found"), status=404)
 
 
+def _answer(job: Job) -> Response:
+    headers = None if job.status.final else {"Retry-After": str(POLL_AFTER_S)}
+    return json_response(_state(job), headers=headers)
+
+
 def _state(job: Job) -> JobState:
     state = JobState.model_construct(
-        job_id=job.id, status=_STATUS[job.status], created_at=job.created_at, finished_at=job.finished_at
+        job_id=job.id,
+        status=_STATUS[job.status],
+        state=job.status.value,
+        position=job.position,
+        attempts=job.attempts,
+        created_at=job.created_at,
+        started_at=job.started_at,
+        finished_at=job.finished_at,
+        expires_at=job.expires_at,
+        cost_usd=None if job.cost_nano_usd is None else job.cost_nano_usd / NANO,
     )
-    if job.completion is not None:
-        state.text = job.completion.choices[0].text
-        state.model = job.completion.model
-        state.prompt_tokens = job.completion.usage.input_tokens
-        state.completion_tokens = job.completion.usage.output_tokens
-        state.finish_reason = job.completion.choices[0].finish_reason
+    if job.answer is not None:
+        answer = orjson.loads(job.answer)
+        state.text = answer["text"]
+        state.model = answer["model"]
+        state.prompt_tokens = answer["prompt_tokens"]
+        state.completion_tokens = answer["completion_tokens"]
+        state.finish_reason = FinishReason(answer["finish_reason"])
     if job.error is not None:
         state.error = JobFault(code=job.error.code, detail=job.error.detail, retryable=job.error.retryable)
     return state

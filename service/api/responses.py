@@ -13,6 +13,7 @@ _MEANINGS = {
     404: "Not found",
     408: "The body did not come in time",
     409: "Conflict",
+    410: "It was here, and is not kept any more",
     413: "The body is too large",
     422: "The request is not valid; each field is named",
     429: "A limit is reached: the answer names it, and says when to come back",

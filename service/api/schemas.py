@@ -45,6 +45,12 @@ class AsyncGenerateBody(GenerateBody):
 
     model: Model = DEFAULT_JOB_MODEL
     max_tokens: MaxTokens = 2_048
+    priority: Literal["interactive", "batch"] | None = Field(
+        None, description="`batch` goes after all that is interactive; the key's own priority when left out."
+    )
+    deadline_s: Annotated[float, Field(gt=0, le=604_800, allow_inf_nan=False)] | None = Field(
+        None, description="Seconds after which the answer is of no use: then the job ends as `expired`."
+    )
 
 
 class StreamQuery(BaseModel):
@@ -151,15 +157,26 @@ class JobState(BaseModel):
     """A job as it stands."""
 
     job_id: str
-    status: Literal["pending", "complete", "failed", "cancelled", "not_found"]
+    status: Literal["pending", "complete", "failed", "cancelled", "expired", "not_found"]
+    state: Literal["queued", "in_progress", "complete", "failed", "cancelled", "expired"] | None = None
+    """The same, with the two halves of ``pending`` told apart."""
+    position: int | None = None
+    """How many are before it, while it is queued."""
+    attempts: int | None = None
+    """How often it was begun: more than once where a process died that worked on it."""
     text: str | None = None
     model: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     finish_reason: FinishReason | None = None
     created_at: float | None = None
-    """Seconds since the epoch."""
+    """Seconds since the epoch; so are the other times."""
+    started_at: float | None = None
     finished_at: float | None = None
+    expires_at: float | None = None
+    """Until when the result can be asked for."""
+    cost_usd: float | None = None
+    """Where the model has a price."""
     error: JobFault | None = None
 
 

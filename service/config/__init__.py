@@ -10,6 +10,7 @@ from service.config.problems import ConfigError, Problem
 from service.config.profiles import (
     Installed,
     is_loopback,
+    takes_jobs,
     unpriced,
     user_cache_dir,
     with_profile_defaults,
@@ -82,6 +83,7 @@ __all__ = [
     "load_settings",
     "read_keys_file",
     "reference_table",
+    "takes_jobs",
     "unpriced",
     "user_cache_dir",
     "with_profile_defaults",

@@ -1,16 +1,14 @@
 """Telling the sets of keys of a provider apart, without showing anything of them."""
 
-import os
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 
 from service.config.sections import ProviderSettings
+from service.config.watch import Version, version_of
 
 DIGITS = 12
 """Of the fingerprint: 48 bits, which tell apart and lead back to no key."""
-
-_Version = tuple[int, int, int]
 
 
 class KeyFingerprints:
@@ -21,7 +19,7 @@ class KeyFingerprints:
 
     def __init__(self, providers: Mapping[str, ProviderSettings]) -> None:
         self._providers = providers
-        self._files: dict[Path, tuple[_Version, bytes]] = {}
+        self._files: dict[Path, tuple[Version, bytes]] = {}
 
     def replace(self, providers: Mapping[str, ProviderSettings]) -> None:
         """Go by these settings from now on."""
@@ -42,8 +40,7 @@ class KeyFingerprints:
     def _key_in(self, path: Path) -> bytes:
         known = self._files.get(path)
         try:
-            status = os.stat(path)  # noqa: PTH116 - beside the name, a number is all that is wanted
-            version = (status.st_mtime_ns, status.st_ino, status.st_size)
+            version = version_of(path)
             if known is None or known[0] != version:
                 known = self._files[path] = (version, path.read_bytes().strip())
         except OSError:

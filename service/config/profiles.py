@@ -127,6 +127,11 @@ def missing_in_production(tree: Mapping[str, Any]) -> list[Problem]:
     return problems
 
 
+def takes_jobs(settings: Settings) -> bool:
+    """Whether background jobs are taken: without the shared store only where nothing else could be expected."""
+    return settings.redis.url is not None or settings.profile is Profile.DEVELOPMENT
+
+
 def unpriced(settings: Settings) -> list[str]:
     """Name the models without a price, where there is a budget that is kept in money."""
     auth = settings.auth

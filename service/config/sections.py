@@ -451,15 +451,20 @@ class DrainSettings(Section):
 class JobSettings(Section):
     """Background jobs."""
 
+    worker: bool = True
+    """Whether ``serve`` works on jobs beside its requests; ``llm-api worker`` does so in any case."""
     concurrency: Count = 8
     """Jobs that run at once in this process."""
-    queue_max: Count = 10_000
-    """Jobs that may wait; one more is refused with 503. As many finished jobs are remembered; beyond that the oldest
-    are forgotten."""
+    queue_max: Count = 100_000
+    """Jobs that may wait; one more is refused with 503."""
     result_ttl_s: Seconds = 86_400.0
     """How long a finished job can be asked for."""
+    attempts_max: Count = 3
+    """How often a job is begun before it fails: each time but the last, the process that worked on it died."""
+    lease_s: float = Field(15.0, ge=5, le=600, allow_inf_nan=False)
+    """A job is begun again when nothing was heard for so long of the process that works on it."""
     drain_s: Seconds = 30.0
-    """How long a stop waits for the jobs that run; what runs longer, or waits, is lost with the process."""
+    """How long a stop waits for the jobs that run; what runs longer goes back into the queue."""
 
 
 class EmbeddedSettings(Section):

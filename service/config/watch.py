@@ -19,6 +19,12 @@ class Version(NamedTuple):
     size_bytes: int
 
 
+def version_of(path: str | Path) -> Version:
+    """Return the version of a file as it stands; raise ``OSError``. It costs a stat."""
+    status = os.stat(path)  # noqa: PTH116 - on the hot path of keys, which needs no Path
+    return Version(status.st_mtime_ns, status.st_ino, status.st_size)
+
+
 class Watch:
     """Tells a version of a file that is whole from the one that was taken last; each look costs a stat."""
 
@@ -57,10 +63,9 @@ class Watch:
     def look(self) -> Version | None:
         """Return the version of the file as it stands; None if there is none."""
         try:
-            status = os.stat(self._path)  # noqa: PTH116 - on the hot path of callers' keys, which needs no Path
+            return version_of(self._path)
         except OSError:
             return None
-        return Version(status.st_mtime_ns, status.st_ino, status.st_size)
 
     def _age_s(self, version: Version) -> float:
         return self._wall() - version.modified_ns / 1e9

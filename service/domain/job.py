@@ -1,25 +1,29 @@
-"""A background job: a generation that is accepted now and done later."""
+"""A background job: a request that is accepted now and answered later."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Self
 
-from service.domain.generation import Completion, GenerationRequest
-from service.domain.principal import Principal
+from service.domain.generation import Usage
+from service.domain.principal import Priority
+from service.errors import Overloaded
 
 
 class JobStatus(StrEnum):
-    """Where a job stands. The last three are final."""
+    """Where a job stands. All but the first two are final."""
 
     QUEUED = "queued"
     IN_PROGRESS = "in_progress"
     COMPLETE = "complete"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    """Its deadline came first."""
 
     @property
     def final(self) -> bool:
         """Whether the job will not change any more."""
-        return self in (JobStatus.COMPLETE, JobStatus.FAILED, JobStatus.CANCELLED)
+        return self not in (JobStatus.QUEUED, JobStatus.IN_PROGRESS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +37,124 @@ class JobError:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One job as it stands; a change makes a new one."""
+    """One job as it stands; a change makes a new one. Times are in seconds since the epoch, by the store's clock."""
 
     id: str
-    principal: Principal
-    """Who asked; nobody else can see the job."""
-    request: GenerationRequest
-    created_at: float
-    """Seconds since the epoch; so are the other times."""
+    principal: str
+    """The name of whose it is; nobody else can see it."""
+    route: str
+    """The route of the API that would have answered at once: ``/generate``."""
+    body: bytes = field(repr=False)
+    """What that route was sent, as JSON; empty once the job is over."""
+    priority: Priority = "interactive"
+    weight: float = 1.0
+    """The principal's share of the queue against others."""
+    deadline_at: float | None = None
+    """After which nobody wants the answer."""
+    created_at: float = 0.0
     status: JobStatus = JobStatus.QUEUED
+    attempts: int = 0
+    """How often it was begun, but for what was given back."""
+    fence: int = 0
+    """How often it was begun at all: the newest attempt has this number, and no other can finish the job."""
+    position: int | None = None
+    """How many are before it, while it is queued; others' jobs may still come between."""
     started_at: float | None = None
+    """When it was begun for the first time."""
     finished_at: float | None = None
-    completion: Completion | None = None
-    """Given with ``complete``."""
+    expires_at: float | None = None
+    """Until when the result is kept."""
+    progress: str = ""
+    """The text so far, while it runs and somebody watches."""
+    answer: bytes | None = field(default=None, repr=False)
+    """Given with ``complete``: what the route would have answered, as JSON."""
+    usage: Usage | None = None
+    cost_nano_usd: int | None = None
+    """What it cost; None where the model has no price."""
     error: JobError | None = None
-    """Given with ``failed``."""
+    """Given with ``failed``, and with ``expired``."""
+
+    def ended(self, outcome: "JobOutcome", *, finished_at: float, expires_at: float) -> Self:
+        """Return the job as it is after this outcome."""
+        return replace(
+            self,
+            status=outcome.status,
+            body=b"",
+            progress="",
+            position=None,
+            answer=outcome.answer,
+            usage=outcome.usage,
+            cost_nano_usd=outcome.cost_nano_usd,
+            error=outcome.error,
+            finished_at=finished_at,
+            expires_at=expires_at,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GoneJob:
+    """What is left of a job that is over, and whose result is not kept any more."""
+
+    principal: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobOutcome:
+    """How a job ended."""
+
+    status: JobStatus
+    """A final one."""
+    answer: bytes | None = field(default=None, repr=False)
+    usage: Usage | None = None
+    cost_nano_usd: int | None = None
+    error: JobError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """A sign of life from the worker that has a job."""
+
+    job_id: str
+    fence: int
+    progress: str | None = None
+    """The text so far, where somebody watches."""
+
+
+@dataclass(frozen=True, slots=True)
+class BeatAnswer:
+    """What the store says to a worker's beats."""
+
+    stopped: frozenset[str]
+    """Jobs that are not this worker's any more: cancelled, expired, or given to another."""
+    watched: frozenset[str]
+    """Jobs at which somebody looks."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueDepth:
+    """How much there is to do."""
+
+    waiting: dict[Priority, int]
+    running: int
+    oldest_wait_s: float
+    """How long the oldest of those that wait has waited; 0 where none does."""
+
+
+LOST = JobError(
+    "job_lost",
+    "every process that worked on this job died before it was done; it may be the job that kills them",
+    retryable=True,
+)
+"""Why a job fails that was begun as often as it may be."""
+DEADLINE_PASSED = JobError(
+    "job_expired", "the deadline of this job came before its answer; submit it again with a later one", retryable=True
+)
+
+
+RETRY_AFTER_FULL_S = 5.0
+"""A guess, since jobs' lengths are not known."""
+
+
+def queue_full(queue_max: int) -> Overloaded:
+    """Make what a caller is told when no more jobs may wait."""
+    return Overloaded(f"{queue_max} jobs are waiting already; try again later", retry_after_s=RETRY_AFTER_FULL_S)

@@ -52,6 +52,11 @@ class GenerationService:
         """Raise ``ModelNotFound`` if the caller cannot use ``model``."""
         self._catalogue.find(model, context.principal, mode)
 
+    def cost_nano_usd(self, model: str, usage: Usage, context: RequestContext) -> int | None:
+        """Return what an answer of ``model`` costs, in nano-dollars; None where that is not known."""
+        price = self._catalogue.find(model, context.principal, "chat").price
+        return None if price is None else price.nano_usd(usage)
+
     async def complete(self, request: GenerationRequest, context: RequestContext) -> Completion:
         """Generate a whole answer. Raises what :meth:`Admission.admitted` does before any provider is asked."""
         entry = self._catalogue.find(request.model, context.principal, "chat")

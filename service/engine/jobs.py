@@ -1,101 +1,271 @@
-"""Background jobs: accepting, doing, telling, cancelling; the queue behind them is a port."""
+"""Background jobs: accepting, telling, cancelling, and doing one; where they are kept is a port."""
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from service.auth.base import Authenticator
 from service.domain.clock import Clock
-from service.domain.generation import Completion, GenerationRequest
-from service.domain.job import Job
-from service.domain.principal import Principal, RequestContext
+from service.domain.estimates import input_size, tokens_in
+from service.domain.generation import Choice, Completion, FinishReason, GenerationRequest, Usage
+from service.domain.job import (
+    DEADLINE_PASSED,
+    Beat,
+    BeatAnswer,
+    GoneJob,
+    Job,
+    JobError,
+    JobOutcome,
+    JobStatus,
+    QueueDepth,
+)
+from service.domain.principal import Principal, Priority, RequestContext
 from service.engine.generation import GenerationService
-from service.errors import CircuitOpen, JobNotFound, Overloaded, RateLimited, StoreUnavailable, UpstreamThrottled
+from service.errors import (
+    CircuitOpen,
+    JobGone,
+    JobNotFound,
+    Overloaded,
+    PermissionDenied,
+    RateLimited,
+    ServiceError,
+    StoreUnavailable,
+    Unauthenticated,
+    UpstreamError,
+    UpstreamThrottled,
+)
 
-LIMIT_WAIT_S = 60.0
-"""A job waits so long for its turn at a limit, again and again; for a budget that is spent it does not."""
-_PASSING = (Overloaded, CircuitOpen, UpstreamThrottled)
+_PASSING = (Overloaded, CircuitOpen, UpstreamThrottled, RateLimited, StoreUnavailable)
 """What a job waits for, however long it takes: it has time."""
+WAIT_S = 1.0
+"""How long a job waits where nobody says how long."""
+WAIT_MAX_S = 60.0
+"""It asks again after this long in any case: limits change."""
+TRIES_MAX = 3
+"""Calls of one attempt that broke off after their first content, where nobody keeps what came."""
 
 
-class JobQueue(Protocol):
-    """Where jobs wait, and what remembers them."""
+class JobStore(Protocol):
+    """Where jobs wait, and what remembers them. Every method raises ``StoreUnavailable`` where it does not answer."""
 
-    async def submit(self, job: Job) -> None:
-        """Accept a job; raise ``Overloaded`` when the queue is full. An accepted job is done, or says why not."""
+    async def submit(self, job: Job) -> Job:
+        """Keep a new job, once whoever submits it again; raise ``Overloaded`` when too many wait."""
         ...
 
-    async def get(self, job_id: str) -> Job | None:
-        """Return the job as it stands, or None if it is unknown or forgotten."""
+    async def get(self, job_id: str, *, watching: bool = False) -> Job | GoneJob | None:
+        """Return the job as it stands, or None for an unknown one.
+
+        With ``watching`` whoever works on it is told that somebody looks.
+        """
         ...
 
-    async def cancel(self, job_id: str) -> Job | None:
-        """End a job that is not over yet, its upstream call included; return it as it stands then."""
+    async def cancel(self, job_id: str) -> Job | GoneJob | None:
+        """End a job that is not over yet; return it as it stands then. Nothing can finish it afterwards."""
+        ...
+
+    async def claim(self, count: int) -> Sequence[Job]:
+        """Begin up to so many of those that are next; put back before what its worker left behind."""
+        ...
+
+    async def beat(self, beats: Sequence[Beat]) -> BeatAnswer:
+        """Renew the leases of these attempts."""
+        ...
+
+    async def finish(self, job: Job, outcome: JobOutcome) -> bool:
+        """Write how an attempt ended; False where the job was not this attempt's any more, and nothing has changed."""
+        ...
+
+    async def release(self, job: Job, *, wait_s: float = 0.0) -> bool:
+        """Put a job back in its place without an attempt; it is not begun again before ``wait_s`` are over."""
+        ...
+
+    async def depth(self) -> QueueDepth:
+        """Return how much there is to do."""
+        ...
+
+
+class JobNews:
+    """What callers did in this process, so that a worker beside them need not look for it."""
+
+    def __init__(self) -> None:
+        self.submitted = asyncio.Event()
+        self.cancelled = asyncio.Event()
+
+
+class JobRoute(Protocol):
+    """What a job can ask for: a route of the API that would answer at once."""
+
+    def read(self, body: bytes) -> GenerationRequest:
+        """Say the body in the domain's words; raise ``InvalidRequest``."""
+        ...
+
+    def write(self, completion: Completion, job: Job) -> bytes:
+        """Return what the route would have answered, as JSON."""
         ...
 
 
 class JobService:
     """What callers can do with jobs. A job belongs to the principal that submitted it."""
 
-    def __init__(self, *, queue: JobQueue, generation: GenerationService, clock: Clock) -> None:
-        self._queue = queue
+    def __init__(
+        self, *, store: JobStore | None, routes: Mapping[str, JobRoute], generation: GenerationService, clock: Clock
+    ) -> None:
+        """Without a ``store``, every call raises ``StoreUnavailable``."""
+        self._given = store
+        self._routes = routes
         self._generation = generation
         self._clock = clock
+        self.news = JobNews()
 
-    async def submit(self, request: GenerationRequest, context: RequestContext) -> Job:
-        """Accept a generation to be done later; raise ``ModelNotFound`` or ``Overloaded``."""
+    @property
+    def _store(self) -> JobStore:
+        if self._given is None:
+            raise StoreUnavailable("background jobs need a shared store, which outlives this process: set redis.url")
+        return self._given
+
+    async def submit(
+        self,
+        route: str,
+        body: bytes,
+        context: RequestContext,
+        *,
+        priority: Priority | None = None,
+        deadline_s: float | None = None,
+    ) -> Job:
+        """Accept what ``route`` would be sent, to be done later.
+
+        Raises ``InvalidRequest``, ``ModelNotFound``, ``Overloaded`` or ``StoreUnavailable``.
+        """
+        request = self._routes[route].read(body)
         self._generation.check_model(request.model, context)
+        principal = context.principal
+        now = self._clock.wall()
         job = Job(
             id=f"job_{secrets.token_urlsafe(18)}",
-            principal=context.principal,
-            request=request,
-            created_at=self._clock.wall(),
+            principal=principal.name,
+            route=route,
+            body=body,
+            priority="batch" if "batch" in (priority, principal.priority) else "interactive",
+            weight=principal.weight,
+            deadline_at=None if deadline_s is None else now + deadline_s,
+            created_at=now,
         )
-        await self._queue.submit(job)
-        return job
+        accepted = await self._store.submit(job)
+        self.news.submitted.set()
+        return accepted
 
-    async def get(self, job_id: str, principal: Principal) -> Job:
-        """Return a job of the principal's; raise ``JobNotFound``, for someone else's too."""
-        return self._owned(job_id, await self._queue.get(job_id), principal)
+    async def get(self, job_id: str, principal: Principal, *, watching: bool = False) -> Job:
+        """Return a job of the principal's; raise ``JobNotFound``, for someone else's too, and ``JobGone``."""
+        return _owned(job_id, await self._store.get(job_id, watching=watching), principal)
 
     async def cancel(self, job_id: str, principal: Principal) -> Job:
-        """Cancel a job of the principal's; one that is over stays as it is. Raise ``JobNotFound``."""
-        self._owned(job_id, await self._queue.get(job_id), principal)
-        return self._owned(job_id, await self._queue.cancel(job_id), principal)
+        """Cancel a job of the principal's; one that is over stays as it is. Raise ``JobNotFound`` or ``JobGone``."""
+        await self.get(job_id, principal)
+        cancelled = _owned(job_id, await self._store.cancel(job_id), principal)
+        self.news.cancelled.set()
+        return cancelled
 
-    @staticmethod
-    def _owned(job_id: str, job: Job | None, principal: Principal) -> Job:
-        if job is None or job.principal.name != principal.name:
-            raise JobNotFound(f"there is no job {job_id!r}")
-        return job
+
+def _owned(job_id: str, job: Job | GoneJob | None, principal: Principal) -> Job:
+    if job is None or job.principal != principal.name:
+        raise JobNotFound(f"there is no job {job_id!r}")
+    if isinstance(job, GoneJob):
+        raise JobGone(f"the job {job_id!r} is over, and its result is not kept any more")
+    return job
+
+
+class NotYet(Exception):  # noqa: N818 - it is no error: the job goes back
+    """A job has to wait for something that passes."""
+
+    def __init__(self, wait_s: float) -> None:
+        super().__init__(f"to be tried again in {wait_s:g} s")
+        self.wait_s = wait_s
 
 
 class JobRunner:
-    """Does one job: what a queue calls when a job's turn has come.
-
-    A job was accepted already, so it does not fail at a limit that soon lets it through: it waits for that.
-    """
+    """Does one job. What was accepted does not fail at what passes: it is told to wait for that."""
 
     def __init__(
-        self, *, generation: GenerationService, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+        self,
+        *,
+        routes: Mapping[str, JobRoute],
+        generation: GenerationService,
+        authenticator: Authenticator,
+        clock: Clock,
     ) -> None:
+        self._routes = routes
         self._generation = generation
-        self._sleep = sleep
+        self._authenticator = authenticator
+        self._clock = clock
 
-    async def __call__(self, job: Job) -> Completion:
-        """Generate what the job asks for; raise any ``ServiceError``."""
-        context = RequestContext(request_id=job.id, principal=job.principal, background=True)
-        while True:
+    async def run(self, job: Job, progress: Callable[[str | None], object]) -> JobOutcome:
+        """Generate what a job asks for, and tell how that ended.
+
+        Hands ``progress`` each piece of text, and None where it begins again. Raises ``NotYet``, and defects.
+        """
+        try:
+            async with asyncio.timeout(None if job.deadline_at is None else job.deadline_at - self._clock.wall()):
+                return await self._answered(job, progress)
+        except TimeoutError:
+            return JobOutcome(JobStatus.EXPIRED, error=DEADLINE_PASSED)
+        except _PASSING as error:
+            wait_s = WAIT_S if error.retry_after_s is None else error.retry_after_s
+            raise NotYet(min(wait_s, WAIT_MAX_S)) from error
+        except ServiceError as error:
+            fault = JobError(error.code, error.message, retryable=error.retryable)
+            return JobOutcome(JobStatus.FAILED, error=fault)
+
+    async def _answered(self, job: Job, progress: Callable[[str | None], object]) -> JobOutcome:
+        route = self._routes[job.route]
+        request = route.read(job.body)
+        try:
+            principal = self._authenticator.renew(Principal(job.principal))
+        except Unauthenticated:
+            raise PermissionDenied(f"{job.principal!r}, whose job this is, has no key any more") from None
+        context = RequestContext(request_id=job.id, principal=principal, background=True)
+        completion = await self._completed(request, context, progress)
+        return JobOutcome(
+            JobStatus.COMPLETE,
+            answer=route.write(completion, job),
+            usage=completion.usage,
+            cost_nano_usd=self._generation.cost_nano_usd(request.model, completion.usage, context),
+        )
+
+    async def _completed(
+        self, request: GenerationRequest, context: RequestContext, progress: Callable[[str | None], object]
+    ) -> Completion:
+        """Generate by a stream, so that a watcher sees it grow, and a cancelled one costs what came and no more."""
+        if request.wire is not None:  # a vendor's own body, of which a stream would lose what we have no word for
+            return await self._generation.complete(request, context)
+        for tries_left in reversed(range(TRIES_MAX)):
             try:
-                return await self._generation.complete(job.request, context)
-            except RateLimited as error:
-                wait_s = error.retry_after_s
-                if wait_s is None or wait_s > LIMIT_WAIT_S:
+                return await self._gathered(request, context, progress)
+            except UpstreamError as error:
+                if not error.retryable or isinstance(error, _PASSING) or not tries_left:
                     raise
-                await self._sleep(wait_s)
-            except _PASSING as error:
-                await self._sleep(error.retry_after_s or 1.0)
-            except StoreUnavailable as error:
-                if error.retry_after_s is None:
-                    raise
-                await self._sleep(min(LIMIT_WAIT_S, error.retry_after_s))
+                progress(None)
+        raise AssertionError("the last try returns or raises")
+
+    async def _gathered(
+        self, request: GenerationRequest, context: RequestContext, progress: Callable[[str | None], object]
+    ) -> Completion:
+        pieces: list[str] = []
+        model, response_id = request.model, context.request_id
+        usage: Usage | None = None
+        reason: FinishReason | None = None
+        async with self._generation.stream(request, context) as chunks:
+            async for chunk in chunks:
+                if chunk.text:
+                    pieces.append(chunk.text)
+                    progress(chunk.text)
+                model = chunk.model or model
+                response_id = chunk.response_id or response_id
+                usage = chunk.usage or usage
+                reason = chunk.finish_reason or reason
+        if reason is None:
+            raise AssertionError("a provider's stream ends only after a finish reason")
+        text = "".join(pieces)
+        if usage is None:
+            usage = Usage(tokens_in(input_size(request)), tokens_in(len(text.encode())), estimated=True)
+        return Completion(model=model, choices=(Choice(text, reason),), usage=usage, response_id=response_id)

@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +10,9 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from service.config.keys import fits_a_header
+from service.config.watch import Version, version_of
 from service.domain.clock import Clock
-from service.errors import UpstreamError, UpstreamMisconfigured, UpstreamThrottled
+from service.errors import UpstreamError, UpstreamMisconfigured, UpstreamThrottled, mildest
 from service.providers.allowance import RESOURCES, Allowance, Left, Mark, Resource
 from service.providers.base import ProviderKey, any_key
 
@@ -47,7 +47,7 @@ class _KeyFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._version: tuple[int, int, int] | None = None
+        self._version: Version | None = None
         self._told = False
         self._is_usable = True
         """Whether what was read in this version can be used."""
@@ -58,10 +58,7 @@ class _KeyFile:
     def refresh(self) -> None:
         """Read the file again if it is another one than the last time."""
         try:
-            # Kubernetes replaces a mounted secret by moving a symbolic link, which changes the inode and not always
-            # the time.
-            status = os.stat(self._path)  # noqa: PTH116 - half the cost of Path.stat
-            version = (status.st_mtime_ns, status.st_ino, status.st_size)
+            version = version_of(self._path)
             if version == self._version:
                 self.is_good = self._is_usable
                 return
@@ -261,7 +258,7 @@ class KeyRing:
             wait_s = THROTTLED_S if error.retry_after_s is None else error.retry_after_s
             # Answers overtake each other, and each of a vendor's limits has a time of its own: the longest counts.
             until[upstream_model] = max(until.get(upstream_model, now), now + min(wait_s, THROTTLED_MAX_S))
-        elif isinstance(error, UpstreamMisconfigured) and error.refused in REFUSED_S:
+        elif isinstance(error, UpstreamMisconfigured) and error.refuses_key:
             self._refused(standing, error, now)
 
     def accepted(self, key: ProviderKey) -> None:
@@ -292,15 +289,13 @@ class KeyRing:
         self._count_dead()
 
     def _all_dead(self) -> UpstreamMisconfigured:
-        refusals = [standing.refusal for standing in self._in_turn if standing.refusal is not None]
-        # The milder one: an account without funds has a key that is taken.
-        last = next((refusal for refusal in refusals if refusal.refused == "funds"), refusals[0])
+        refusal = mildest([standing.refusal for standing in self._in_turn if standing.refusal is not None])
         return UpstreamMisconfigured(
-            f"the provider refuses all of our keys ({last.upstream_code or last.refused})",
+            f"the provider refuses all of our keys ({refusal.upstream_code or refusal.refused})",
             provider=self._provider,
-            upstream_status=last.upstream_status,
-            upstream_code=last.upstream_code,
-            refused=last.refused,
+            upstream_status=refusal.upstream_status,
+            upstream_code=refusal.upstream_code,
+            refused=refusal.refused,
         )
 
     def _told_of(self, standing: _Standing) -> dict[str, str]:

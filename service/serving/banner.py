@@ -2,7 +2,7 @@
 
 import json
 
-from service.config import Profile, ProviderKind, Settings, unpriced
+from service.config import Profile, ProviderKind, Settings, takes_jobs, unpriced
 
 QUESTION = "What is the capital of France?"
 
@@ -17,6 +17,11 @@ def banner(settings: Settings, address: str) -> str:
     lines.append(f"try         {_curl(settings, address)}")
     lines += [f"note        {note}" for note in _notes(settings)]
     return "\n".join(lines)
+
+
+def worker_banner(settings: Settings, address: str) -> str:
+    """Write what a worker says once its probes are served."""
+    return f"working on up to {settings.jobs.concurrency} jobs at once; probes at {address}/health and /ready"
 
 
 def announce_start(settings: Settings) -> None:
@@ -38,8 +43,8 @@ def warnings(settings: Settings) -> list[str]:
         f"models.{name} has no price_usd_per_million_tokens: whoever has a budget (usd_per_day) cannot use it"
         for name in unpriced(settings)
     ]
-    if settings.server.workers > 1:
-        found.append("server.workers: a background job is known only to the process that took it, in this version")
+    if not takes_jobs(settings):
+        found.append("redis.url is not set: background jobs are refused, since nothing would outlive this process")
     return found
 
 

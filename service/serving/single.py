@@ -2,16 +2,18 @@
 
 import asyncio
 import socket
+from collections.abc import Callable
 from functools import partial
 
 import uvicorn
 import uvloop
+from fastapi import FastAPI
 from typing_extensions import override
 
-from service.app import create_app
+from service.app import Opener, create_app, create_worker_app
 from service.config import Settings
 from service.config.reload import SettingsSource
-from service.serving.banner import announce_start, banner, say
+from service.serving.banner import announce_start, banner, say, worker_banner
 from service.serving.memory import settle
 from service.serving.options import uvicorn_options
 from service.serving.signals import leave_on_sigterm
@@ -22,21 +24,36 @@ from service.wiring import open_embedded, open_resources
 
 def serve(settings: Settings, listener: socket.socket, source: SettingsSource) -> None:
     """Serve until SIGTERM or SIGINT, and follow the file that ``source`` knows."""
+    _run(settings, listener, source, create_app, banner)
+
+
+def work(settings: Settings, listener: socket.socket, source: SettingsSource) -> None:
+    """Work on background jobs until SIGTERM or SIGINT, and serve the probes."""
+    _run(settings, listener, source, create_worker_app, worker_banner)
+
+
+def _run(
+    settings: Settings,
+    listener: socket.socket,
+    source: SettingsSource,
+    make_app: Callable[[Settings, Opener], FastAPI],
+    announcement: Callable[[Settings, str], str],
+) -> None:
     leave_on_sigterm()
+
+    async def serve_until_told() -> None:
+        announce_start(settings)
+        async with open_embedded(settings) as started:
+            config = uvicorn.Config(
+                make_app(started, partial(open_resources, source=source)),
+                **uvicorn_options(started),
+                backlog=BACKLOG,
+                timeout_graceful_shutdown=BACKSTOP_S,
+            )
+            await _Server(config, announcement(started, address_of(listener))).serve(sockets=[listener])
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, listener, source))
-
-
-async def _serve(settings: Settings, listener: socket.socket, source: SettingsSource) -> None:
-    announce_start(settings)
-    async with open_embedded(settings) as started:
-        config = uvicorn.Config(
-            create_app(started, partial(open_resources, source=source)),
-            **uvicorn_options(started),
-            backlog=BACKLOG,
-            timeout_graceful_shutdown=BACKSTOP_S,
-        )
-        await _Server(config, banner(started, address_of(listener))).serve(sockets=[listener])
+        runner.run(serve_until_told())
 
 
 class _Server(uvicorn.Server):

@@ -1,146 +1,225 @@
-"""The job queue of a single process: everything is lost when it ends."""
+"""Jobs of a single process: everything is lost when it ends."""
 
-import asyncio
-import logging
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from heapq import heappop, heappush
 
+from service.config import JobSettings
 from service.domain.clock import Clock
-from service.domain.generation import Completion
-from service.domain.job import Job, JobError, JobStatus
-from service.errors import Overloaded, ServiceError
-from service.telemetry.metrics import Metrics
+from service.domain.job import (
+    DEADLINE_PASSED,
+    Beat,
+    BeatAnswer,
+    GoneJob,
+    Job,
+    JobOutcome,
+    JobStatus,
+    QueueDepth,
+    queue_full,
+)
+from service.domain.principal import Priority
 
-logger = logging.getLogger(__name__)
-
-RETRY_AFTER_FULL_S = 5.0
-"""What a caller is told when the queue is full; a guess, since jobs' lengths are not known."""
+WATCHED_S = 5.0
+"""A watcher counts as one for so long after it last looked."""
 REMEMBERED_MIN = 1_000
 """Finished jobs that are remembered however short the queue may be."""
+_PRIORITIES: tuple[Priority, ...] = ("interactive", "batch")
 
 
-class MemoryJobQueue:
-    """Keeps jobs in memory and does at most ``concurrency`` of them at once, in the order of their coming.
+@dataclass(slots=True)
+class _Kept:
+    """A job, and its place."""
+
+    job: Job
+    tag: float
+    number: int
+    watched_until: float = 0.0
+    not_before: float = 0.0
+
+
+class MemoryJobStore:
+    """Obeys :class:`service.engine.jobs.JobStore` for one process, whose worker cannot die without it.
 
     At most ``queue_max`` jobs wait. As many finished ones are remembered, and ``REMEMBERED_MIN`` in any case; beyond
-    that the oldest are forgotten. A stop waits ``drain_s`` seconds for those that run.
+    that the oldest are forgotten.
     """
 
-    def __init__(
-        self,
-        run: Callable[[Job], Awaitable[Completion]],
-        *,
-        concurrency: int,
-        queue_max: int,
-        result_ttl_s: float,
-        metrics: Metrics,
-        clock: Clock,
-        drain_s: float,
-    ) -> None:
-        self._run = run
-        self._concurrency = concurrency
-        self._queue_max = queue_max
-        self._remembered_max = max(queue_max, REMEMBERED_MIN)
-        self._result_ttl_s = result_ttl_s
-        self._metrics = metrics
+    def __init__(self, settings: JobSettings, clock: Clock) -> None:
+        self._settings = settings
         self._clock = clock
-        self._drain_s = drain_s
-        self._jobs: dict[str, Job] = {}
-        self._waiting: deque[str] = deque()
-        self._running: dict[str, asyncio.Task[None]] = {}
-        self._finished: deque[tuple[float, str]] = deque()
+        self._kept: dict[str, _Kept] = {}
+        self._queues: dict[Priority, list[tuple[float, int, str]]] = {priority: [] for priority in _PRIORITIES}
+        self._tags: dict[Priority, dict[str, float]] = {priority: {} for priority in _PRIORITIES}
+        self._begun: dict[Priority, float] = dict.fromkeys(_PRIORITIES, 0.0)
+        self._waiting: OrderedDict[str, None] = OrderedDict()
+        self._running: dict[str, None] = {}
+        self._deadlines: set[str] = set()
+        self._finished: OrderedDict[str, None] = OrderedDict()
+        self._gone: OrderedDict[str, GoneJob] = OrderedDict()
+        self._count = 0
 
-    @asynccontextmanager
-    async def opened(self) -> AsyncIterator["MemoryJobQueue"]:
-        """Give the queue; on leaving, let the jobs that run end, for a bounded time, and drop those that wait."""
-        try:
-            yield self
-        finally:
-            lost = len(self._waiting)
-            self._waiting.clear()
-            running = list(self._running.values())
-            if running:
-                _, unfinished = await asyncio.wait(running, timeout=self._drain_s)
-                lost += len(unfinished)
-                for task in unfinished:
-                    task.cancel()
-                await asyncio.gather(*unfinished, return_exceptions=True)
-            if lost:
-                logger.warning("jobs are lost with this process, which kept them in memory", extra={"jobs": lost})
-
-    async def submit(self, job: Job) -> None:
-        """See :class:`service.engine.jobs.JobQueue`."""
+    async def submit(self, job: Job) -> Job:
+        """See :class:`service.engine.jobs.JobStore`."""
         self._forget_old()
-        if len(self._waiting) >= self._queue_max:
-            raise Overloaded(
-                f"{self._queue_max} jobs are waiting already; try again later", retry_after_s=RETRY_AFTER_FULL_S
-            )
-        self._jobs[job.id] = job
-        self._waiting.append(job.id)
-        self._start_waiting()
+        if job.id in self._kept:
+            return self._shown(self._kept[job.id])
+        if len(self._waiting) >= self._settings.queue_max:
+            raise queue_full(self._settings.queue_max)
+        tags = self._tags[job.priority]
+        tag = max(self._begun[job.priority], tags.get(job.principal, 0.0))
+        tags[job.principal] = tag + 1 / job.weight
+        self._count += 1
+        kept = self._kept[job.id] = _Kept(replace(job, created_at=self._clock.wall()), tag, self._count)
+        if job.deadline_at is not None:
+            self._deadlines.add(job.id)
+        self._queue(kept)
+        return self._shown(kept)
 
-    async def get(self, job_id: str) -> Job | None:
-        """See :class:`service.engine.jobs.JobQueue`."""
+    async def get(self, job_id: str, *, watching: bool = False) -> Job | GoneJob | None:
+        """See :class:`service.engine.jobs.JobStore`."""
         self._forget_old()
-        return self._jobs.get(job_id)
+        self._expire()
+        kept = self._kept.get(job_id)
+        if kept is None:
+            return self._gone.get(job_id)
+        if watching:
+            kept.watched_until = self._clock.wall() + WATCHED_S
+        return self._shown(kept)
 
-    async def cancel(self, job_id: str) -> Job | None:
-        """See :class:`service.engine.jobs.JobQueue`."""
-        job = self._jobs.get(job_id)
-        if job is None or job.status.final:
-            return job
-        self._finish(replace(job, status=JobStatus.CANCELLED))
-        task = self._running.get(job_id)
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
-        else:
-            self._waiting.remove(job_id)
-        return self._jobs[job_id]
+    async def cancel(self, job_id: str) -> Job | GoneJob | None:
+        """See :class:`service.engine.jobs.JobStore`."""
+        kept = self._kept.get(job_id)
+        if kept is not None and not kept.job.status.final:
+            self._finish(kept, JobOutcome(JobStatus.CANCELLED))
+        return self._gone.get(job_id) if kept is None else self._shown(kept)
 
-    def _start_waiting(self) -> None:
-        while self._waiting and len(self._running) < self._concurrency:
-            job = self._jobs[self._waiting.popleft()]
-            job = replace(job, status=JobStatus.IN_PROGRESS, started_at=self._clock.wall())
-            self._jobs[job.id] = job
-            task = asyncio.create_task(self._do(job), name=job.id)
-            self._running[job.id] = task
-            # Not left to the task itself: one that is cancelled before it begins never runs.
-            task.add_done_callback(self._give_place_back)
-
-    async def _do(self, job: Job) -> None:
-        try:
-            completion = await self._run(job)
-        except ServiceError as error:
-            self._finish(
-                replace(
-                    job, status=JobStatus.FAILED, error=JobError(error.code, error.message, retryable=error.retryable)
-                )
-            )
-        except Exception:  # the outer edge of the task: a defect must not take the queue with it
-            logger.exception("job failed by a defect", extra={"job_id": job.id})
-            self._metrics.unhandled_errors.labels("job").inc()
-            defect = JobError("internal_error", "the job failed by a defect of the service", retryable=False)
-            self._finish(replace(job, status=JobStatus.FAILED, error=defect))
-        else:
-            # Nobody asks for the provider's own bytes again, and they are most of what a job weighs.
-            self._finish(replace(job, status=JobStatus.COMPLETE, completion=replace(completion, raw=b"")))
-
-    def _give_place_back(self, task: asyncio.Task[None]) -> None:
-        del self._running[task.get_name()]
-        self._start_waiting()
-
-    def _finish(self, job: Job) -> None:
-        if self._jobs[job.id].status.final:  # cancelled while its answer was on the way: the acknowledged cancel stands
-            return
+    async def claim(self, count: int) -> Sequence[Job]:
+        """See :class:`service.engine.jobs.JobStore`."""
+        self._expire()
+        claimed: list[Job] = []
         now = self._clock.wall()
-        self._jobs[job.id] = replace(job, finished_at=now)
-        self._finished.append((now, job.id))
-        self._metrics.jobs_finished.labels(job.status.value).inc()
+        for priority in _PRIORITIES:
+            later: list[tuple[float, int, str]] = []
+            queue = self._queues[priority]
+            while queue and len(claimed) < count:
+                tag, number, job_id = heappop(queue)
+                kept = self._kept.get(job_id)
+                if kept is None or job_id not in self._waiting:
+                    continue  # cancelled, or too late, while it waited
+                if kept.not_before > now:
+                    later.append((tag, number, job_id))
+                    continue
+                del self._waiting[job_id]
+                self._running[job_id] = None
+                self._begun[priority] = max(self._begun[priority], tag)
+                job = kept.job
+                kept.job = replace(
+                    job,
+                    status=JobStatus.IN_PROGRESS,
+                    attempts=job.attempts + 1,
+                    fence=job.fence + 1,
+                    started_at=now if job.started_at is None else job.started_at,
+                )
+                claimed.append(kept.job)
+            for entry in later:
+                heappush(queue, entry)
+            if not queue:
+                self._tags[priority].clear()
+                self._begun[priority] = 0.0
+        return claimed
+
+    async def beat(self, beats: Sequence[Beat]) -> BeatAnswer:
+        """See :class:`service.engine.jobs.JobStore`."""
+        now = self._clock.wall()
+        watched: set[str] = set()
+        stopped: set[str] = set()
+        for beat in beats:
+            kept = self._theirs(beat.job_id, beat.fence)
+            if kept is None:
+                stopped.add(beat.job_id)
+                continue
+            if beat.progress is not None:
+                kept.job = replace(kept.job, progress=beat.progress)
+            if kept.watched_until > now:
+                watched.add(beat.job_id)
+        return BeatAnswer(frozenset(stopped), frozenset(watched))
+
+    async def finish(self, job: Job, outcome: JobOutcome) -> bool:
+        """See :class:`service.engine.jobs.JobStore`."""
+        kept = self._theirs(job.id, job.fence)
+        if kept is None:
+            return False
+        self._finish(kept, outcome)
+        return True
+
+    async def release(self, job: Job, *, wait_s: float = 0.0) -> bool:
+        """See :class:`service.engine.jobs.JobStore`."""
+        kept = self._theirs(job.id, job.fence)
+        if kept is None:
+            return False
+        del self._running[job.id]
+        kept.job = replace(kept.job, status=JobStatus.QUEUED, attempts=kept.job.attempts - 1)
+        kept.not_before = self._clock.wall() + wait_s if wait_s else 0.0
+        # Nobody who waits is before it.
+        kept.tag = min(kept.tag, self._begun[job.priority])
+        self._queue(kept)
+        return True
+
+    async def depth(self) -> QueueDepth:
+        """See :class:`service.engine.jobs.JobStore`."""
+        waiting = dict.fromkeys(_PRIORITIES, 0)
+        for job_id in self._waiting:
+            waiting[self._kept[job_id].job.priority] += 1
+        now = self._clock.wall()
+        created_at = min((self._kept[job_id].job.created_at for job_id in self._waiting), default=now)
+        return QueueDepth(waiting, len(self._running), max(0.0, now - created_at))
+
+    def _theirs(self, job_id: str, fence: int) -> _Kept | None:
+        kept = self._kept.get(job_id)
+        if kept is None or kept.job.status is not JobStatus.IN_PROGRESS or kept.job.fence != fence:
+            return None
+        return kept
+
+    def _queue(self, kept: _Kept) -> None:
+        self._waiting[kept.job.id] = None
+        heappush(self._queues[kept.job.priority], (kept.tag, kept.number, kept.job.id))
+
+    def _shown(self, kept: _Kept) -> Job:
+        job = kept.job
+        if job.status is not JobStatus.QUEUED:
+            return job
+        before = sum(
+            1
+            for priority in (_PRIORITIES if job.priority == "batch" else ("interactive",))
+            for tag, number, job_id in self._queues[priority]
+            if job_id in self._waiting and (priority != job.priority or (tag, number) < (kept.tag, kept.number))
+        )
+        return replace(job, position=before)
+
+    def _finish(self, kept: _Kept, outcome: JobOutcome) -> None:
+        now = self._clock.wall()
+        job_id = kept.job.id
+        self._waiting.pop(job_id, None)
+        self._running.pop(job_id, None)
+        self._deadlines.discard(job_id)
+        kept.job = kept.job.ended(outcome, finished_at=now, expires_at=now + self._settings.result_ttl_s)
+        self._finished[job_id] = None
+
+    def _expire(self) -> None:
+        now = self._clock.wall()
+        for kept in [self._kept[job_id] for job_id in self._deadlines]:
+            if (kept.job.deadline_at or 0.0) <= now:
+                self._finish(kept, JobOutcome(JobStatus.EXPIRED, error=DEADLINE_PASSED))
 
     def _forget_old(self) -> None:
-        horizon = self._clock.wall() - self._result_ttl_s
-        while self._finished and (self._finished[0][0] < horizon or len(self._finished) > self._remembered_max):
-            del self._jobs[self._finished.popleft()[1]]
+        now = self._clock.wall()
+        remembered_max = max(self._settings.queue_max, REMEMBERED_MIN)
+        while self._finished:
+            job_id = next(iter(self._finished))
+            if (self._kept[job_id].job.expires_at or 0.0) > now and len(self._finished) <= remembered_max:
+                return
+            self._gone[job_id] = GoneJob(self._kept[job_id].job.principal)
+            del self._finished[job_id], self._kept[job_id]
+            if len(self._gone) > remembered_max:
+                self._gone.popitem(last=False)

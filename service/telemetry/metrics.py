@@ -5,6 +5,8 @@ from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from service.domain.job import QueueDepth
+
 LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
 """Seconds. Streams outlive the usual 10 s, and each objective we may set has to be a boundary."""
 FIRST_TOKEN_BUCKETS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 3, 5, 10, 20, 30, 60)
@@ -23,6 +25,53 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
+        self._requests(registry)
+        self._resumable_streams(registry)
+        self._upstream(registry)
+        self._limits(registry)
+        self._queues(registry)
+        self._jobs(registry)
+        self._readiness(registry)
+        self._process(registry)
+        self._show_zeros()
+        self._bad_key_files: dict[KeyFiles, set[str]] = {"client_keys": set(), "provider_keys": set()}
+        for what in self._bad_key_files:
+            self.key_file_ok.labels(what).set(1)
+
+    def note_key_file(self, what: KeyFiles, whose: str, is_good: bool) -> None:  # noqa: FBT001 - serves as a callback
+        """Take note whether the files of one owner are in use as they stand; the gauge tells of all of them."""
+        bad = self._bad_key_files[what]
+        if is_good:
+            bad.discard(whose)
+        else:
+            bad.add(whose)
+        self.key_file_ok.labels(what).set(0 if bad else 1)
+
+    def forget_provider(self, provider: str) -> None:
+        """Take back what gauges say of a provider that was taken out of the configuration.
+
+        Where processes share files of metrics, no label can be taken back: what is said there is that all is well.
+        """
+        well = ((self.provider_keys_dead, 0), (self.provider_remaining_ratio, 1), (self.probe_age, 0))
+        for gauge, value in well:
+            labels = [sample.labels for family in gauge.collect() for sample in family.samples]
+            for found in labels:
+                if found["provider"] != provider:
+                    continue
+                if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+                    gauge.labels(**found).set(value)
+                else:
+                    gauge.remove(*found.values())
+
+    def note_queue(self, depth: QueueDepth) -> None:
+        """Show how much there is to do in the background."""
+        for priority, waiting in depth.waiting.items():
+            self.jobs_waiting.labels(priority).set(waiting)
+        self.jobs_running.set(depth.running)
+        self.jobs_oldest_wait.set(depth.oldest_wait_s)
+
+    def _requests(self, registry: CollectorRegistry) -> None:
+        """What comes in and goes out."""
         self.http_requests = Counter(
             "llm_api_http_requests_total",
             "HTTP requests answered.",
@@ -62,6 +111,9 @@ class Metrics:
             buckets=FIRST_TOKEN_BUCKETS_S,
             registry=registry,
         )
+
+    def _resumable_streams(self, registry: CollectorRegistry) -> None:
+        """Streams that outlive a connection."""
         self.resumable_streams_active = Gauge(
             "llm_api_resumable_streams_active",
             "Resumable streams that this process generates, whether a client listens or not.",
@@ -80,6 +132,9 @@ class Metrics:
             ["result"],
             registry=registry,
         )
+
+    def _upstream(self, registry: CollectorRegistry) -> None:
+        """Calls to providers, and what they took."""
         self.upstream_requests = Counter(
             "llm_api_upstream_requests_total",
             "Calls to providers, by outcome: ok, cancelled, or the error's code.",
@@ -132,6 +187,9 @@ class Metrics:
             ["provider", "model", "type"],
             registry=registry,
         )
+
+    def _limits(self, registry: CollectorRegistry) -> None:
+        """Limits, and how they are kept."""
         self.rate_limit_decisions = Counter(
             "llm_api_rate_limit_decisions_total",
             "What each limit said that was asked: admitted, refused, or would_refuse where all are only watched.",
@@ -166,6 +224,9 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
+
+    def _queues(self, registry: CollectorRegistry) -> None:
+        """Turns at providers."""
         self.queue_waiting = Gauge(
             "llm_api_queue_waiting",
             "Requests that wait for their turn at a provider.",
@@ -207,9 +268,39 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemin",
         )
+
+    def _jobs(self, registry: CollectorRegistry) -> None:
+        """What is done in the background."""
         self.jobs_finished = Counter(
             "llm_api_jobs_finished_total", "Background jobs ended.", ["status"], registry=registry
         )
+        self.jobs_taken_away = Counter(
+            "llm_api_jobs_taken_away_total",
+            "Attempts at background jobs that ended without effect: cancelled, or given to another process.",
+            registry=registry,
+        )
+        self.jobs_waiting = Gauge(
+            "llm_api_jobs_waiting",
+            "Background jobs that wait, of all processes together.",
+            ["priority"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.jobs_running = Gauge(
+            "llm_api_jobs_running",
+            "Background jobs that run, of all processes together.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.jobs_oldest_wait = Gauge(
+            "llm_api_jobs_oldest_wait_seconds",
+            "How long the oldest of the background jobs that wait has waited.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+
+    def _readiness(self, registry: CollectorRegistry) -> None:
+        """Whether traffic should come, and the calls that tell."""
         self.ready = Gauge(
             "llm_api_ready",
             "1 when the service would answer /ready with 200.",
@@ -241,6 +332,9 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
+
+    def _process(self, registry: CollectorRegistry) -> None:
+        """What this process has to do with itself."""
         self.config_reload_failures = Counter(
             "llm_api_config_reload_failures_total",
             "Changes of the configuration file that could not be used, and were passed over.",
@@ -258,6 +352,9 @@ class Metrics:
             ["place"],
             registry=registry,
         )
+
+    def _show_zeros(self) -> None:
+        """Let what has closed label sets begin at 0, so that a rate has a beginning."""
         for transport in ("sse", "ws"):
             self.streams_active.labels(transport)
             self.time_to_first_token.labels(transport)
@@ -273,31 +370,3 @@ class Metrics:
                     self.rate_limit_decisions.labels(scope, resource, decision)
         for place in ("config", "http", "job", "limiter", "queue", "readiness", "stream", "stream_log", "websocket"):
             self.unhandled_errors.labels(place)
-        self._bad_key_files: dict[KeyFiles, set[str]] = {"client_keys": set(), "provider_keys": set()}
-        for what in self._bad_key_files:
-            self.key_file_ok.labels(what).set(1)
-
-    def note_key_file(self, what: KeyFiles, whose: str, is_good: bool) -> None:  # noqa: FBT001 - serves as a callback
-        """Take note whether the files of one owner are in use as they stand; the gauge tells of all of them."""
-        bad = self._bad_key_files[what]
-        if is_good:
-            bad.discard(whose)
-        else:
-            bad.add(whose)
-        self.key_file_ok.labels(what).set(0 if bad else 1)
-
-    def forget_provider(self, provider: str) -> None:
-        """Take back what gauges say of a provider that was taken out of the configuration.
-
-        Where processes share files of metrics, no label can be taken back: what is said there is that all is well.
-        """
-        well = ((self.provider_keys_dead, 0), (self.provider_remaining_ratio, 1), (self.probe_age, 0))
-        for gauge, value in well:
-            labels = [sample.labels for family in gauge.collect() for sample in family.samples]
-            for found in labels:
-                if found["provider"] != provider:
-                    continue
-                if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-                    gauge.labels(**found).set(value)
-                else:
-                    gauge.remove(*found.values())

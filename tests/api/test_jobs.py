@@ -92,20 +92,26 @@ async def test_what_cannot_be_right_is_refused_at_once(api: FakeApp, request_: d
 async def test_a_job_is_pending_and_then_complete(api: FakeApp) -> None:
     api.provider.script = Script(stepped=True)
     job_id, start = await submit(api), api.clock.wall()
-    assert await state(api, job_id) == {"job_id": job_id, "status": "pending", "created_at": start}
+    queued = {"job_id": job_id, "status": "pending", "created_at": start}
+    assert await state(api, job_id) == {**queued, "state": "queued", "position": 0, "attempts": 0}
     call = await api.provider.call()
+    assert await state(api, job_id) == {**queued, "state": "in_progress", "attempts": 1, "started_at": start}
     api.clock.advance(5)
-    call.step(3)
+    call.step(4)
     assert await ended(api, job_id) == {
         "job_id": job_id,
         "status": "complete",
+        "state": "complete",
+        "attempts": 1,
         "text": "Hello, world",
         "model": "upstream-4o",
         "prompt_tokens": 5,
         "completion_tokens": 3,
         "finish_reason": "stop",
         "created_at": start,
+        "started_at": start,
         "finished_at": start + 5,
+        "expires_at": start + 65,
     }
     assert api.value("llm_api_jobs_finished_total", status="complete") == 1
 
@@ -124,19 +130,21 @@ async def test_cancelling_a_running_job_ends_its_call(api: FakeApp) -> None:
     call = await api.provider.call()
     response = await api.client.delete(f"/generate/async/{job_id}")
     assert (response.status_code, response.json()["status"]) == (200, "cancelled")
-    assert call.closed.is_set()
+    await soon(call.closed)
     assert call.cancelled
     assert (await state(api, job_id))["status"] == "cancelled"
-    assert api.value("llm_api_jobs_finished_total", status="cancelled") == 1
+    assert api.value("llm_api_jobs_taken_away_total") == 1
 
 
 async def test_cancelling_a_waiting_job_keeps_it_from_running(api: FakeApp) -> None:
     api.provider.script = Script(stepped=True)
-    running, waiting, last = [await submit(api, prompt=name) for name in ("a", "b", "c")]
+    running = await submit(api, prompt="a")
     await soon((await api.provider.call()).waiting)
+    waiting, last = [await submit(api, prompt=name) for name in ("b", "c")]
+    assert [(await state(api, job_id))["position"] for job_id in (waiting, last)] == [0, 1]
     assert (await api.client.delete(f"/generate/async/{waiting}")).json()["status"] == "cancelled"
-    api.provider.calls[0].step(3)
-    (await api.provider.call(1)).step(3)
+    api.provider.calls[0].step(4)
+    (await api.provider.call(1)).step(4)
     assert (await ended(api, last))["status"] == "complete"
     assert (await state(api, running))["status"] == "complete"
     assert len(api.provider.calls) == 2
@@ -158,7 +166,9 @@ async def test_an_unknown_job_is_a_404_that_says_so(api: FakeApp, method: str, j
 
 async def test_a_full_queue_is_a_503_that_says_when_to_come_back(api: FakeApp) -> None:
     api.provider.script = Script(stepped=True)
-    for _ in range(3):
+    await submit(api)
+    await api.provider.call()
+    for _ in range(2):
         await submit(api)
     response = await api.client.post("/generate/async", json={"prompt": "Hi"})
     assert (response.status_code, response.json()["code"]) == (503, "overloaded")
@@ -169,11 +179,13 @@ async def test_a_full_queue_is_a_503_that_says_when_to_come_back(api: FakeApp) -
 async def test_a_result_is_kept_for_its_time(api: FakeApp) -> None:
     job_id = await submit(api)
     await ended(api, job_id)
-    api.clock.advance(60)
+    api.clock.advance(59.5)
     assert (await state(api, job_id))["status"] == "complete"
     api.clock.advance(0.5)
-    response = await api.client.get(f"/generate/async/{job_id}")
-    assert (response.status_code, response.json()) == (404, {"job_id": job_id, "status": "not_found"})
+    for method in ("GET", "DELETE"):
+        response = await api.client.request(method, f"/generate/async/{job_id}")
+        assert (response.status_code, response.json()["code"]) == (410, "job_gone")
+    assert (await api.client.get(f"/generate/async/{job_id}/stream")).status_code == 410
 
 
 async def test_a_late_answer_never_overwrites_a_cancel(api: FakeApp) -> None:
@@ -181,7 +193,7 @@ async def test_a_late_answer_never_overwrites_a_cancel(api: FakeApp) -> None:
     job_id = await submit(api)
     call = await api.provider.call()
     await soon(call.waiting)
-    call.step(3)
+    call.step(4)
     assert (await api.client.delete(f"/generate/async/{job_id}")).json()["status"] == "cancelled"
     for _ in range(10):
         await asyncio.sleep(0)
@@ -209,3 +221,78 @@ async def test_someone_elses_job_looks_like_none(method: str) -> None:
         assert (theirs.status_code, theirs.json()["status"]) == (404, "not_found")
         assert (await api.client.get(address, headers=bearer(ALICE))).json()["status"] == "pending"
         assert (await api.client.request(method, address)).status_code == 401
+
+
+async def test_a_deadline_ends_a_job_that_waits_and_one_that_runs(api: FakeApp) -> None:
+    api.provider.script = Script(stepped=True)
+    running = await submit(api, prompt="a")
+    call = await api.provider.call()
+    waiting = await submit(api, prompt="b", deadline_s=30)
+    api.clock.advance(30)
+    fields = await ended(api, waiting)
+    assert (fields["status"], fields["error"]["code"]) == ("expired", "job_expired")
+    assert (await state(api, running))["status"] == "pending"
+    call.step(4)
+    late = await submit(api, prompt="c", deadline_s=0.05)
+    assert (await ended(api, running))["status"] == "complete"
+    call = await api.provider.call(1)
+    await soon(call.closed)
+    assert (await ended(api, late))["status"] == "expired"
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [({"deadline_s": 0}, "deadline_s"), ({"deadline_s": "9"}, "deadline_s"), ({"priority": "urgent"}, "priority")],
+)
+async def test_what_is_said_of_a_job_is_checked(api: FakeApp, body: dict[str, Any], field: str) -> None:
+    response = await api.client.post("/generate/async", json={"prompt": "Hi", **body})
+    assert (response.status_code, response.json()["errors"][0]["field"]) == (422, field)
+
+
+async def test_batch_waits_behind_interactive(api: FakeApp) -> None:
+    api.provider.script = Script(stepped=True)
+    await submit(api, prompt="first")
+    await api.provider.call()
+    batch = await submit(api, prompt="batch", priority="batch")
+    interactive = await submit(api, prompt="interactive")
+    assert [(await state(api, job_id))["position"] for job_id in (interactive, batch)] == [0, 1]
+    for number, prompt in enumerate(("first", "interactive", "batch")):
+        call = await api.provider.call(number)
+        assert isinstance(call.request, GenerationRequest)
+        assert call.request.messages[0].text == prompt
+        call.step(4)
+
+
+async def test_following_a_job_tells_where_it_stands_and_its_text(api: FakeApp) -> None:
+    api.provider.script = Script(stepped=True)
+    job_id = await submit(api)
+    call = await api.provider.call()
+    following = asyncio.create_task(api.client.get(f"/generate/async/{job_id}/stream"))
+    call.step(4)
+    events = (await following).text
+    assert events.startswith("event: status\ndata: ")
+    text, _, rest = events.partition("event: usage")
+    assert '"state":"complete"' in text
+    assert "data: Hello, world\n\n" in text
+    assert rest.endswith("data: [DONE]\n\n")
+
+
+async def test_following_a_job_that_was_cancelled_or_failed_ends_with_an_error(api: FakeApp) -> None:
+    api.provider.script = Script(before=UpstreamUnavailable("gone"))
+    failed = await submit(api)
+    await ended(api, failed)
+    text = (await api.client.get(f"/generate/async/{failed}/stream")).text
+    assert "event: error\ndata: " in text
+    assert "upstream_unavailable" in text
+    assert "[DONE]" not in text
+    api.provider.script = Script(stepped=True)
+    cancelled = await submit(api)
+    await api.client.delete(f"/generate/async/{cancelled}")
+    text = (await api.client.get(f"/generate/async/{cancelled}/stream")).text
+    assert '"code":"cancelled"' in text
+    assert "[DONE]" not in text
+
+
+async def test_following_an_unknown_job_is_a_404(api: FakeApp) -> None:
+    response = await api.client.get("/generate/async/job_unknown/stream")
+    assert (response.status_code, response.json()["status"]) == (404, "not_found")

@@ -26,7 +26,10 @@ ALLOWED: dict[str, set[str]] = {
     "resources": EDGE | {"engine", "auth", "telemetry"},
     "api": EDGE | {"engine", "auth", "telemetry", "resources"},
     "reloading": {"config", "telemetry"},
-    "wiring": EDGE | {"engine", "auth", "telemetry", "resources", "reloading", "providers", "storage", "admission"},
+    "worker": EDGE | {"engine", "telemetry"},
+    "wiring": EDGE
+    | {"engine", "auth", "telemetry", "resources", "reloading", "providers", "storage", "admission", "worker"}
+    | {"api.job_routes"},
     "shutdown": {"engine", "config", "telemetry"},
     "app": {"api", "wiring", "resources", "shutdown", "config", "telemetry", "errors"},
     "asgi": {"app", "config", "wiring"},

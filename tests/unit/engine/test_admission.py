@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -25,19 +25,16 @@ from service.domain.generation import (
     Tool,
     Usage,
 )
-from service.domain.job import Job
-from service.domain.limits import Demand, Limits, Reservation, Scope, ScopeKind, quotas_of
+from service.domain.limits import Limits, Scope, ScopeKind, quotas_of
 from service.domain.principal import Principal, RequestContext
 from service.engine.admission import DEFAULT_OUTPUT_TOKENS, OUTPUTS_KEPT, OUTPUTS_NEEDED, Admission, LearnedOutputs
 from service.engine.catalogue import ModelCatalogue
 from service.engine.generation import GenerationService
-from service.engine.jobs import JobRunner
 from service.errors import (
     CircuitOpen,
     InvalidRequest,
     PermissionDenied,
     ServiceError,
-    StoreUnavailable,
     UpstreamInvalid,
     UpstreamThrottled,
     UpstreamTimeout,
@@ -428,54 +425,3 @@ async def test_request_that_was_let_in_under_shadow_ends_as_it_began() -> None:
     await task
     assert bench.contexts[0].standing.balances == ()
     assert bench.left("concurrency") == 1
-
-
-async def test_job_waits_for_its_turn_at_a_limit() -> None:
-    bench = Bench(Limits(requests_per_minute=2, request_burst=1))
-    waits: list[float] = []
-
-    async def sleep(seconds: float) -> None:
-        waits.append(seconds)
-        bench.clock.advance(seconds)
-
-    run = JobRunner(generation=bench.service, sleep=sleep)
-    for number in range(2):
-        await run(Job(f"job_{number}", bench.context().principal, question(), created_at=0))
-    assert waits == [30]
-
-
-async def test_job_waits_for_a_store_that_says_when_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = Bench(Limits(usd_per_day=Decimal(1)), model={"price_usd_per_million_tokens": PRICE})
-    failures = [StoreUnavailable("away", retry_after_s=1) for _ in range(100)]
-    reserve = bench.limiter.reserve
-    waits: list[float] = []
-
-    async def reserve_later(scopes: Sequence[Scope], demand: Demand) -> Reservation:
-        if failures:
-            raise failures.pop()
-        return await reserve(scopes, demand)
-
-    async def sleep(seconds: float) -> None:
-        waits.append(seconds)
-
-    monkeypatch.setattr(bench.limiter, "reserve", reserve_later)
-    run = JobRunner(generation=bench.service, sleep=sleep)
-    job = Job("job_1", bench.context().principal, question(), created_at=0)
-    await run(job)
-    assert waits == [1] * 100
-    failures.append(StoreUnavailable("away"))
-    with pytest.raises(StoreUnavailable):
-        await run(job)
-
-
-async def test_job_does_not_wait_for_tomorrow() -> None:
-    bench = Bench(
-        Limits(usd_per_day=Decimal("0.001")),
-        model={"price_usd_per_million_tokens": PRICE},
-        script=Script(usage=Usage(10, 95)),
-    )
-    run = JobRunner(generation=bench.service)
-    job = Job("job_1", bench.context().principal, question(max_tokens=50), created_at=0)
-    await run(job)
-    with pytest.raises(LimitReached, match=r"key 'alice' may spend 0.001 USD a day \(UTC\)"):
-        await run(job)

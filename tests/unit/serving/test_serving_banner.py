@@ -55,10 +55,20 @@ def test_development_without_a_store_says_what_is_lost() -> None:
 
 def test_settings_that_do_less_than_they_seem_to_are_warned_of() -> None:
     assert warnings(settings(LLM_API_ADMISSION__QUEUE_MAX="9")) == []
-    found = warnings(settings(LLM_API_SERVER__WORKERS="2", LLM_API_AUTH__DEFAULT_LIMITS__USD_PER_DAY="5"))
+    found = warnings(settings(LLM_API_AUTH__DEFAULT_LIMITS__USD_PER_DAY="5"))
     assert {warning.split()[0] for warning in found} == {
         "models.gpt-4o-mini",
         "models.gpt-4o",
         "models.claude-3-haiku-20240307",
-        "server.workers:",
     }
+
+
+def test_production_without_a_store_is_told_that_it_takes_no_jobs() -> None:
+    plain = {
+        "LLM_API_PROFILE": "production",
+        "OPENAI_API_KEY": "sk-0123456789abcdef",
+        "LLM_API_AUTH__KEYS": "a:a-key-0123456789",
+    }
+    (warning,) = warnings(settings(**plain))
+    assert "background jobs are refused" in warning
+    assert warnings(settings(**plain, REDIS_URL="redis://store")) == []

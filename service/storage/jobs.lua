@@ -1,0 +1,262 @@
+-- Jobs of a fleet: records, queues, leases and results, changed together or not at all, on the server's own clock.
+--
+-- KEYS[1] is the prefix of all keys, in braces. Times are in milliseconds since the epoch. Below the prefix:
+--   job:ID              hash, the record; it goes when its result is too old
+--   gone:ID             the principal of a job that is over, kept for longer
+--   queued:PRIORITY     sorted set of the jobs that wait, by start tag; a member is 16 digits of its coming, and the id
+--   tags:PRIORITY       hash: principal -> the start tag of its next job
+--   begun:PRIORITY      the start tag of the newest that was begun
+--   waiting             sorted set of all that wait, by the time of their coming
+--   deferred            sorted set of jobs that wait for a time
+--   leases              sorted set of the jobs that run, by the time until which their worker need not be heard
+--   deadlines           sorted set of the jobs that have one and are not over
+--   seen                when a worker was heard last
+--
+--   submit ID QUEUE_MAX PRINCIPAL ROUTE BODY PRIORITY WEIGHT DEADLINE|0     -> { 1, record } or { 0 }, the queue is full
+--   get ID                                          -> { 1, record }, { 0, principal } where it is gone, or { -1 }
+--   watch ID WATCH_MS                               -> as get; whoever works on it is told that somebody looks
+--   cancel ID RESULT_MS GONE_MS                     -> as get
+--   claim COUNT LEASE_MS AWAY_MS ATTEMPTS RESULT_MS GONE_MS LOST EXPIRED    -> records
+--   beat LEASE_MS (ID ATTEMPT TEXT)...              -> { ids that are not theirs any more, ids at which somebody looks }
+--   finish ID ATTEMPT RESULT_MS GONE_MS STATUS (FIELD VALUE)...             -> 1, or 0 where it is not theirs any more
+--   release ID ATTEMPT WAIT_MS                      -> 1, or 0; it goes back, and this was no attempt
+--   depth                                           -> { interactive, batch, running, ms of the longest wait }
+-- A record is { now, position or -1, field, value, ... }. LOST and EXPIRED are errors, as JSON.
+local prefix = KEYS[1]
+local STEP = 1000000
+local AT_ONCE = 100
+local SEEN_MS = 500
+
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+local function whole(number)
+  return string.format('%.0f', number)
+end
+
+local function key(...)
+  return prefix .. table.concat({ ... }, ':')
+end
+
+local function field(id, name)
+  return redis.call('HGET', key('job', id), name)
+end
+
+local function begun(priority)
+  return tonumber(redis.call('GET', key('begun', priority)) or '0')
+end
+
+local function queue(id)
+  local kept = redis.call('HMGET', key('job', id), 'priority', 'member', 'tag', 'created', 'attempts')
+  -- Had it been begun before, nobody who waits is before it.
+  local tag = kept[5] == '0' and tonumber(kept[3]) or math.min(kept[3], begun(kept[1]))
+  redis.call('ZADD', key('queued', kept[1]), whole(tag), kept[2])
+  redis.call('ZADD', key('waiting'), kept[4], id)
+end
+
+local function unqueue(id)
+  local kept = redis.call('HMGET', key('job', id), 'priority', 'member')
+  redis.call('ZREM', key('queued', kept[1]), kept[2])
+  redis.call('ZREM', key('deferred'), id)
+  redis.call('ZREM', key('waiting'), id)
+end
+
+local function finish(id, status, result_ms, gone_ms)
+  local job = key('job', id)
+  unqueue(id)
+  redis.call('ZREM', key('leases'), id)
+  redis.call('ZREM', key('deadlines'), id)
+  redis.call('HSET', job, 'status', status, 'finished', whole(now), 'expires', whole(now + result_ms))
+  redis.call('HDEL', job, 'body', 'progress', 'watched')
+  redis.call('PEXPIRE', job, result_ms)
+  redis.call('SET', key('gone', id), redis.call('HGET', job, 'principal'), 'PX', result_ms + gone_ms)
+end
+
+local function is_theirs(id, attempt)
+  local kept = redis.call('HMGET', key('job', id), 'status', 'attempts')
+  return kept[1] == 'in_progress' and kept[2] == attempt
+end
+
+local function position(id)
+  local kept = redis.call('HMGET', key('job', id), 'status', 'priority', 'member')
+  if kept[1] ~= 'queued' then
+    return -1
+  end
+  local rank = redis.call('ZRANK', key('queued', kept[2]), kept[3])
+  if not rank then -- it waits for a time, and is the next one then
+    return 0
+  end
+  if kept[2] == 'batch' then
+    rank = rank + redis.call('ZCARD', key('queued', 'interactive'))
+  end
+  return rank
+end
+
+local function record(id)
+  return { whole(now), position(id), unpack(redis.call('HGETALL', key('job', id))) }
+end
+
+local function found(id)
+  if redis.call('EXISTS', key('job', id)) == 1 then
+    return { 1, record(id) }
+  end
+  local principal = redis.call('GET', key('gone', id))
+  if principal then
+    return { 0, principal }
+  end
+  return { -1 }
+end
+
+local command = ARGV[1]
+local id = ARGV[2]
+
+if command == 'get' then
+  return found(id)
+end
+
+if command == 'watch' then
+  if redis.call('EXISTS', key('job', id)) == 1 then
+    redis.call('HSET', key('job', id), 'watched', whole(now + ARGV[3]))
+  end
+  return found(id)
+end
+
+if command == 'submit' then
+  local principal, priority = ARGV[4], ARGV[7]
+  if redis.call('EXISTS', key('job', id)) == 1 then -- the answer to the first time did not arrive
+    return { 1, record(id) }
+  end
+  if redis.call('ZCARD', key('waiting')) >= tonumber(ARGV[3]) then
+    return { 0 }
+  end
+  local tag = math.max(begun(priority), tonumber(redis.call('HGET', key('tags', priority), principal) or '0'))
+  redis.call('HSET', key('tags', priority), principal, whole(tag + STEP / ARGV[8]))
+  local member = string.format('%016.0f', redis.call('INCR', key('count'))) .. id
+  redis.call('HSET', key('job', id), 'status', 'queued', 'principal', principal, 'route', ARGV[5], 'body', ARGV[6],
+    'priority', priority, 'created', whole(now), 'attempts', '0', 'member', member, 'tag', whole(tag))
+  if ARGV[9] ~= '0' then
+    redis.call('HSET', key('job', id), 'deadline', ARGV[9])
+    redis.call('ZADD', key('deadlines'), ARGV[9], id)
+  end
+  queue(id)
+  return { 1, record(id) }
+end
+
+if command == 'cancel' then
+  local status = field(id, 'status')
+  if status == 'queued' or status == 'in_progress' then
+    finish(id, 'cancelled', tonumber(ARGV[3]), tonumber(ARGV[4]))
+  end
+  return found(id)
+end
+
+if command == 'finish' then
+  if not is_theirs(id, ARGV[3]) then
+    return 0
+  end
+  if #ARGV > 6 then
+    redis.call('HSET', key('job', id), unpack(ARGV, 7))
+  end
+  finish(id, ARGV[6], tonumber(ARGV[4]), tonumber(ARGV[5]))
+  return 1
+end
+
+if command == 'release' then
+  if not is_theirs(id, ARGV[3]) then
+    return 0
+  end
+  redis.call('HINCRBY', key('job', id), 'released', 1)
+  redis.call('HSET', key('job', id), 'status', 'queued')
+  redis.call('ZREM', key('leases'), id)
+  if tonumber(ARGV[4]) > 0 then
+    redis.call('ZADD', key('deferred'), whole(now + ARGV[4]), id)
+    redis.call('ZADD', key('waiting'), field(id, 'created'), id)
+  else
+    queue(id)
+  end
+  return 1
+end
+
+if command == 'beat' then
+  redis.call('SET', key('seen'), whole(now))
+  local stopped, watched = {}, {}
+  for at = 3, #ARGV, 3 do
+    local job = ARGV[at]
+    if is_theirs(job, ARGV[at + 1]) then
+      redis.call('ZADD', key('leases'), whole(now + ARGV[2]), job)
+      if ARGV[at + 2] ~= '' then
+        redis.call('HSET', key('job', job), 'progress', ARGV[at + 2])
+      end
+      if tonumber(field(job, 'watched') or '0') > now then
+        table.insert(watched, job)
+      end
+    else
+      table.insert(stopped, job)
+    end
+  end
+  return { stopped, watched }
+end
+
+if command == 'depth' then
+  local oldest = redis.call('ZRANGE', key('waiting'), 0, 0, 'WITHSCORES')
+  return { redis.call('ZCARD', key('queued', 'interactive')), redis.call('ZCARD', key('queued', 'batch')),
+    redis.call('ZCARD', key('leases')), oldest[2] and whole(math.max(0, now - oldest[2])) or '0' }
+end
+
+-- claim
+local count, lease_ms, away_ms, attempts_max = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local result_ms, gone_ms, lost, expired = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8], ARGV[9]
+
+local seen = tonumber(redis.call('GET', key('seen')) or '0')
+if now - seen > SEEN_MS then
+  redis.call('SET', key('seen'), whole(now))
+end
+if now - seen > away_ms then
+  -- No worker could be heard for so long: that was the store's fault, and says nothing about any of them.
+  for _, job in ipairs(redis.call('ZRANGEBYSCORE', key('leases'), '-inf', whole(now + lease_ms))) do
+    redis.call('ZADD', key('leases'), whole(now + lease_ms), job)
+  end
+end
+
+for _, job in ipairs(redis.call('ZRANGEBYSCORE', key('deadlines'), '-inf', whole(now), 'LIMIT', 0, AT_ONCE)) do
+  redis.call('HSET', key('job', job), 'error', expired)
+  finish(job, 'expired', result_ms, gone_ms)
+end
+
+for _, job in ipairs(redis.call('ZRANGEBYSCORE', key('leases'), '-inf', whole(now), 'LIMIT', 0, AT_ONCE)) do
+  local kept = redis.call('HMGET', key('job', job), 'attempts', 'released')
+  redis.call('ZREM', key('leases'), job)
+  if kept[1] - (kept[2] or 0) >= attempts_max then
+    redis.call('HSET', key('job', job), 'error', lost)
+    finish(job, 'failed', result_ms, gone_ms)
+  else
+    redis.call('HSET', key('job', job), 'status', 'queued')
+    queue(job)
+  end
+end
+
+for _, job in ipairs(redis.call('ZRANGEBYSCORE', key('deferred'), '-inf', whole(now), 'LIMIT', 0, AT_ONCE)) do
+  redis.call('ZREM', key('deferred'), job)
+  queue(job)
+end
+
+local taken = {}
+for _, priority in ipairs({ 'interactive', 'batch' }) do
+  while #taken < count do
+    local first = redis.call('ZPOPMIN', key('queued', priority))
+    if not first[1] then
+      -- Nobody waits, so nobody is ahead of anybody.
+      redis.call('DEL', key('tags', priority), key('begun', priority))
+      break
+    end
+    local job = string.sub(first[1], 17)
+    redis.call('ZREM', key('waiting'), job)
+    redis.call('SET', key('begun', priority), whole(math.max(first[2], begun(priority))))
+    redis.call('HINCRBY', key('job', job), 'attempts', 1)
+    redis.call('HSET', key('job', job), 'status', 'in_progress')
+    redis.call('HSETNX', key('job', job), 'started', whole(now))
+    redis.call('ZADD', key('leases'), whole(now + lease_ms), job)
+    table.insert(taken, { job, record(job) })
+  end
+end
+return taken

@@ -1,0 +1,189 @@
+"""Jobs of a fleet in Redis: one script for all that changes them."""
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from typing import Any, cast
+
+import msgspec
+from redis.asyncio import Redis
+from redis.commands.core import AsyncScript
+
+from service.config import JobSettings, RedisSettings
+from service.domain.generation import Usage
+from service.domain.job import (
+    DEADLINE_PASSED,
+    LOST,
+    Beat,
+    BeatAnswer,
+    GoneJob,
+    Job,
+    JobError,
+    JobOutcome,
+    JobStatus,
+    QueueDepth,
+    queue_full,
+)
+from service.domain.principal import Priority
+from service.storage.redis import close_redis, redis_client, redis_errors
+
+SCRIPT = files("service.storage").joinpath("jobs.lua").read_text("utf-8")
+PREFIX = "{llm-api:jobs}:"
+"""The braces put all keys into one slot of a Redis Cluster, so that a script may touch them together."""
+PATIENCE_S = 1.0
+"""What each command has beyond ``redis.timeout_s``: one that is given up may have been carried out."""
+MAX_CONNECTIONS = 32
+AWAY_S = 5.0
+"""Without a word from any worker for so long, the store was away, or all of them were."""
+WATCHED_S = 5.0
+"""A watcher counts as one for so long after it last looked."""
+GONE_S = 7 * 86_400.0
+"""How long it is known, after that, that there was a result."""
+
+
+class RedisJobStore:
+    """Obeys :class:`service.engine.jobs.JobStore` for all processes over one store."""
+
+    def __init__(
+        self, *, redis: RedisSettings, settings: JobSettings, prefix: str = PREFIX, away_s: float = AWAY_S
+    ) -> None:
+        self._redis = redis
+        self._settings = settings
+        self._prefix = prefix
+        self._away_s = away_s
+        self._script: AsyncScript | None = None
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator["RedisJobStore"]:
+        """Give the store, over connections of its own."""
+        client: Redis = redis_client(self._redis, patience_s=PATIENCE_S, max_connections=MAX_CONNECTIONS)
+        self._script = client.register_script(SCRIPT)
+        try:
+            yield self
+        finally:
+            await close_redis(client)
+
+    async def submit(self, job: Job) -> Job:
+        """See :class:`service.engine.jobs.JobStore`."""
+        deadline = 0 if job.deadline_at is None else _ms(job.deadline_at)
+        accepted, *record = await self._run(
+            "submit",
+            job.id,
+            self._settings.queue_max,
+            job.principal,
+            job.route,
+            job.body,
+            job.priority,
+            job.weight,
+            deadline,
+        )
+        if not accepted:
+            raise queue_full(self._settings.queue_max)
+        return _job(job.id, record[0])
+
+    async def get(self, job_id: str, *, watching: bool = False) -> Job | GoneJob | None:
+        """See :class:`service.engine.jobs.JobStore`."""
+        if watching:
+            return _found(job_id, await self._run("watch", job_id, _ms(WATCHED_S)))
+        return _found(job_id, await self._run("get", job_id))
+
+    async def cancel(self, job_id: str) -> Job | GoneJob | None:
+        """See :class:`service.engine.jobs.JobStore`."""
+        return _found(job_id, await self._run("cancel", job_id, *self._kept()))
+
+    async def claim(self, count: int) -> Sequence[Job]:
+        """See :class:`service.engine.jobs.JobStore`."""
+        claimed = await self._run(
+            "claim",
+            count,
+            _ms(self._settings.lease_s),
+            _ms(self._away_s),
+            self._settings.attempts_max,
+            *self._kept(),
+            msgspec.json.encode(LOST),
+            msgspec.json.encode(DEADLINE_PASSED),
+        )
+        return [_job(job_id.decode(), record) for job_id, record in claimed]
+
+    async def beat(self, beats: Sequence[Beat]) -> BeatAnswer:
+        """See :class:`service.engine.jobs.JobStore`."""
+        triples = (part for beat in beats for part in (beat.job_id, beat.fence, beat.progress or ""))
+        stopped, watched = await self._run("beat", _ms(self._settings.lease_s), *triples)
+        return BeatAnswer(frozenset(_texts(stopped)), frozenset(_texts(watched)))
+
+    async def finish(self, job: Job, outcome: JobOutcome) -> bool:
+        """See :class:`service.engine.jobs.JobStore`."""
+        given = {
+            "answer": outcome.answer,
+            "usage": None if outcome.usage is None else msgspec.json.encode(outcome.usage),
+            "cost": outcome.cost_nano_usd,
+            "error": None if outcome.error is None else msgspec.json.encode(outcome.error),
+        }
+        pairs = (part for name, value in given.items() if value is not None for part in (name, value))
+        done = await self._run("finish", job.id, job.fence, *self._kept(), outcome.status.value, *pairs)
+        return bool(done)
+
+    async def release(self, job: Job, *, wait_s: float = 0.0) -> bool:
+        """See :class:`service.engine.jobs.JobStore`."""
+        return bool(await self._run("release", job.id, job.fence, _ms(wait_s)))
+
+    async def depth(self) -> QueueDepth:
+        """See :class:`service.engine.jobs.JobStore`."""
+        interactive, batch, running, oldest_ms = await self._run("depth")
+        return QueueDepth({"interactive": interactive, "batch": batch}, running, int(oldest_ms) / 1_000)
+
+    def _kept(self) -> tuple[int, int]:
+        return _ms(self._settings.result_ttl_s), _ms(GONE_S)
+
+    async def _run(self, command: str, *arguments: Any) -> Any:
+        if self._script is None:
+            raise AssertionError("the store is not opened")
+        with redis_errors():
+            return await self._script(keys=[self._prefix], args=[command, *arguments])
+
+
+def _found(job_id: str, reply: list[Any]) -> Job | GoneJob | None:
+    state = reply[0]
+    if state < 0:
+        return None
+    if state == 0:
+        return GoneJob(reply[1].decode())
+    return _job(job_id, reply[1])
+
+
+def _job(job_id: str, record: list[Any]) -> Job:
+    _, position, *pairs = record
+    fields = dict(zip(_texts(pairs[::2]), pairs[1::2], strict=True))
+    return Job(
+        id=job_id,
+        principal=fields["principal"].decode(),
+        route=fields["route"].decode(),
+        body=fields.get("body", b""),
+        priority=cast("Priority", fields["priority"].decode()),
+        deadline_at=_time(fields, "deadline"),
+        created_at=int(fields["created"]) / 1_000,
+        status=JobStatus(fields["status"].decode()),
+        attempts=int(fields["attempts"]) - int(fields.get("released", 0)),
+        fence=int(fields["attempts"]),
+        position=None if position < 0 else position,
+        started_at=_time(fields, "started"),
+        finished_at=_time(fields, "finished"),
+        expires_at=_time(fields, "expires"),
+        progress=fields.get("progress", b"").decode(),
+        answer=fields.get("answer"),
+        usage=msgspec.json.decode(fields["usage"], type=Usage) if "usage" in fields else None,
+        cost_nano_usd=int(fields["cost"]) if "cost" in fields else None,
+        error=msgspec.json.decode(fields["error"], type=JobError) if "error" in fields else None,
+    )
+
+
+def _time(fields: dict[str, bytes], name: str) -> float | None:
+    return int(fields[name]) / 1_000 if name in fields else None
+
+
+def _texts(items: Sequence[bytes]) -> Iterator[str]:
+    return (item.decode() for item in items)
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1_000)

@@ -1,0 +1,180 @@
+"""Doing one job: what it waits for, what it fails at, and what it tells while it runs."""
+
+import asyncio
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from service.admission.base import LimitReached
+from service.admission.memory import MemoryLimiter
+from service.api.job_routes import JOB_ROUTES
+from service.auth.authenticator import KeyAuthenticator
+from service.auth.keys import hash_key
+from service.config import AuthSettings, ModelSettings
+from service.domain.clock import ManualClock
+from service.domain.generation import Usage
+from service.domain.job import DEADLINE_PASSED, Job, JobError, JobOutcome, JobStatus
+from service.engine.admission import Admission
+from service.engine.catalogue import ModelCatalogue
+from service.engine.generation import GenerationService
+from service.engine.jobs import WAIT_MAX_S, WAIT_S, JobRunner, NotYet
+from service.errors import (
+    CircuitOpen,
+    Overloaded,
+    ServiceError,
+    StoreUnavailable,
+    UpstreamInvalid,
+    UpstreamRejected,
+    UpstreamThrottled,
+)
+from service.providers.fake import FakeProvider, Script
+from service.telemetry.metrics import Metrics
+from tests.support.attempts import PLAIN, attempts_over
+
+PRICE = {"input": 1, "output": 10, "as_of": "2026-11-01", "source": "a page"}
+ALICE = "alice-key-0123456789"
+
+
+class Bench:
+    """A runner over one fake provider, and what it told."""
+
+    def __init__(self, limits: dict[str, Any] | None = None, script: Script | None = None, **model: Any) -> None:
+        self.clock = ManualClock(wall=1_800_000_000)
+        metrics = Metrics(CollectorRegistry())
+        self.limiter = MemoryLimiter(clock=self.clock)
+        self.provider = FakeProvider(script=script or Script(usage=Usage(10, 5)))
+        models = {"m*": ModelSettings.model_validate({"routes": [{"provider": "fake"}], **model})}
+        generation = GenerationService(
+            catalogue=ModelCatalogue(models),
+            attempts=attempts_over(
+                {"fake": self.provider}, sections={"fake": PLAIN}, metrics=metrics, clock=self.clock
+            ),
+            admission=Admission(limiter=self.limiter, shadow=False, metrics=metrics),
+            metrics=metrics,
+        )
+        auth = AuthSettings.model_validate(
+            {"enabled": True, "keys": {"alice": {"key": hash_key(ALICE), "limits": limits or {}}}}
+        )
+        authenticator = KeyAuthenticator(auth, self.clock)
+        self.runner = JobRunner(routes=JOB_ROUTES, generation=generation, authenticator=authenticator, clock=self.clock)
+        self.pieces: list[str | None] = []
+
+    def job(self, **changed: Any) -> Job:
+        plain = Job("job_1", "alice", "/generate", b'{"prompt":"Hi","model":"m1"}', created_at=self.clock.wall())
+        return replace(plain, **changed)
+
+    async def run(self, **changed: Any) -> JobOutcome:
+        return await self.runner.run(self.job(**changed), self.pieces.append)
+
+
+async def test_a_job_is_answered_as_its_route_would() -> None:
+    bench = Bench(price_usd_per_million_tokens=PRICE)
+    outcome = await bench.run()
+    assert outcome == JobOutcome(
+        JobStatus.COMPLETE,
+        answer=b'{"model":"m1","prompt_tokens":10,"completion_tokens":5,"finish_reason":"stop","request_id":"job_1",'
+        b'"text":"Hello, world"}',
+        usage=Usage(10, 5),
+        cost_nano_usd=10 * 1_000 + 5 * 10_000,
+    )
+    assert "".join(piece or "" for piece in bench.pieces) == "Hello, world"
+
+
+async def test_without_a_price_the_cost_is_not_known() -> None:
+    assert (await Bench().run()).cost_nano_usd is None
+
+
+async def test_a_job_waits_for_its_turn_at_a_limit() -> None:
+    bench = Bench({"requests_per_minute": 2, "request_burst": 1})
+    await bench.run()
+    with pytest.raises(NotYet) as waiting:
+        await bench.run()
+    assert waiting.value.wait_s == 30
+    bench.clock.advance(30)
+    assert (await bench.run()).status is JobStatus.COMPLETE
+
+
+async def test_a_job_waits_for_a_budget_and_asks_again_from_time_to_time() -> None:
+    bench = Bench({"usd_per_day": Decimal("0.001")}, Script(usage=Usage(10, 95)), price_usd_per_million_tokens=PRICE)
+    await bench.run(body=b'{"prompt":"Hi","model":"m1","max_tokens":50}')
+    with pytest.raises(NotYet) as waiting:
+        await bench.run(body=b'{"prompt":"Hi","model":"m1","max_tokens":50}')
+    assert waiting.value.wait_s == WAIT_MAX_S
+    assert isinstance(waiting.value.__cause__, LimitReached)
+
+
+@pytest.mark.parametrize(
+    ("error", "wait_s"),
+    [
+        (Overloaded("full", retry_after_s=2.5), 2.5),
+        (CircuitOpen("rest", retry_after_s=9), 9),
+        (UpstreamThrottled("slow down"), WAIT_S),
+        (StoreUnavailable("away"), WAIT_S),
+    ],
+)
+async def test_what_passes_is_waited_for(error: ServiceError, wait_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench({"requests_per_minute": 60})
+
+    async def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(bench.limiter, "reserve", fail)
+    with pytest.raises(NotYet) as waiting:
+        await bench.run()
+    assert waiting.value.wait_s == wait_s
+
+
+async def test_a_stream_that_breaks_off_is_begun_again() -> None:
+    bench = Bench()
+    bench.provider.scripts.append(Script(pieces=("Hel", UpstreamInvalid("cut"))))
+    outcome = await bench.run()
+    assert outcome.status is JobStatus.COMPLETE
+    assert bench.pieces[:2] == ["Hel", None]
+    assert "".join(piece or "" for piece in bench.pieces[2:]) == "Hello, world"
+
+
+async def test_a_stream_that_always_breaks_off_fails() -> None:
+    bench = Bench(script=Script(pieces=("Hel", UpstreamInvalid("cut"))))
+    outcome = await bench.run()
+    assert outcome.status is JobStatus.FAILED
+    assert outcome.error == JobError("upstream_invalid_response", "cut", retryable=True)
+    assert len(bench.provider.calls) == 3
+
+
+async def test_what_the_provider_rejects_fails_at_once() -> None:
+    bench = Bench(script=Script(before=UpstreamRejected("the context is too long")))
+    outcome = await bench.run()
+    assert outcome.error == JobError("upstream_rejected", "the context is too long", retryable=False)
+    assert len(bench.provider.calls) == 1
+
+
+async def test_the_jobs_of_a_caller_that_was_taken_out_fail() -> None:
+    outcome = await Bench().run(principal="bob")
+    assert outcome.error is not None
+    assert (outcome.error.code, "'bob'" in outcome.error.detail) == ("permission_denied", True)
+
+
+async def test_a_body_that_this_version_does_not_take_fails_and_says_why() -> None:
+    outcome = await Bench().run(body=b'{"prompt":"Hi","model":"m1","nonsense":1}')
+    assert outcome.error is not None
+    assert (outcome.error.code, "nonsense" in outcome.error.detail) == ("invalid_request", True)
+
+
+async def test_a_deadline_ends_the_call() -> None:
+    bench = Bench(script=Script(stepped=True))
+    outcome = await bench.run(deadline_at=bench.clock.wall() + 0.02)
+    assert outcome == JobOutcome(JobStatus.EXPIRED, error=DEADLINE_PASSED)
+    assert bench.provider.calls[0].closed.is_set()
+
+
+async def test_a_job_that_is_cancelled_ends_its_call() -> None:
+    bench = Bench(script=Script(stepped=True))
+    task = asyncio.create_task(bench.run())
+    call = await bench.provider.call()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert call.cancelled
