@@ -38,6 +38,7 @@ NOT_TO_SET = {
     "ServerSettings": ("host", "port", "metrics_port", "metrics_host", "workers"),
     "DrainSettings": ("delay_s", "timeout_s"),
     "AdmissionSettings": ("replicas",),
+    "JobSettings": ("worker",),
     "RedisSettings": ("url",),
     "AuthSettings": ("enabled", "keys_file"),
     "ProviderSettings": ("keys", "key_files"),

@@ -53,6 +53,16 @@ def test_what_is_unknown_or_impossible_is_refused_by_name(name: str, values: dic
 NOT_TOGETHER: list[tuple[str, str, dict[str, Any]]] = [
     ("replicas", "no Redis", {"replicas": 2}),
     ("replicas", "no Redis", {"autoscaling": {"enabled": True, "maxReplicas": 5}}),
+    ("worker.enabled", "in Redis", {"worker": {"enabled": True}}),
+    (
+        "worker.autoscaling.minReplicas",
+        "is 9",
+        {
+            "redis": REDIS,
+            "worker": {"enabled": True, "autoscaling": {"enabled": True, "minReplicas": 9, "maxReplicas": 3}},
+        },
+    ),
+    ("podLabels.app.kubernetes.io/name", "chart's own", {"podLabels": {"app.kubernetes.io/name": "mine"}}),
     ("redis", "more than one", {"redis": {**REDIS, "enabled": True}}),
     ("autoscaling.enabled", "Take one", {"redis": REDIS, "autoscaling": {"enabled": True}, "keda": {"enabled": True}}),
     (

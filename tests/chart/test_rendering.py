@@ -207,11 +207,106 @@ def test_redis_keeps_its_data_and_listens_to_this_release_alone() -> None:
     assert store["volumeClaimTemplates"][0]["metadata"]["name"] == "data"
     policy = one(objects, "NetworkPolicy", "try-llm-api-redis")["spec"]
     (rule,) = policy["ingress"]
-    assert rule["from"] == [
-        {"podSelector": {"matchLabels": {"app.kubernetes.io/instance": "try", "app.kubernetes.io/component": "api"}}}
+    (peer,) = rule["from"]
+    assert peer["podSelector"]["matchLabels"] == {
+        "app.kubernetes.io/name": "llm-api",
+        "app.kubernetes.io/instance": "try",
+    }
+    assert peer["podSelector"]["matchExpressions"] == [
+        {"key": "app.kubernetes.io/component", "operator": "In", "values": ["api", "worker"]}
     ]
-    env = {item["name"]: item["value"] for item in pod(objects)["spec"]["containers"][0]["env"]}
-    assert env["REDIS_URL"] == "redis://try-llm-api-redis:6379/0"
+
+
+@pytest.mark.parametrize("given", ["", "mine"])
+def test_the_charts_own_redis_has_a_password(given: str) -> None:
+    objects = render({"redis": {"enabled": True, "password": {"existingSecret": given}}})
+    name = given or "try-llm-api-redis"
+    made = [item["metadata"]["name"] for item in objects if item["kind"] == "Secret"]
+    assert ("try-llm-api-redis" in made) is not bool(given)
+    password = {"name": "REDIS_PASSWORD", "valueFrom": {"secretKeyRef": {"name": name, "key": "password"}}}
+    ours = pod(objects)["spec"]["containers"][0]["env"]
+    # What comes behind it in the environment can name it.
+    assert ours[1:3] == [
+        password,
+        {"name": "REDIS_URL", "value": "redis://:$(REDIS_PASSWORD)@try-llm-api-redis:6379/0"},
+    ]
+    theirs = pod(objects, "try-llm-api-redis", "StatefulSet")["spec"]["containers"][0]
+    assert theirs["env"] == [password]
+    assert theirs["args"][-2:] == ["--requirepass", "$(REDIS_PASSWORD)"]
+
+
+WORKER = {"replicas": 2, "redis": REDIS, "worker": {"enabled": True}}
+
+
+def test_workers_have_pods_of_their_own_and_the_same_settings() -> None:
+    objects = render({**WORKER, "podLabels": {"team": "a"}, "config": {"jobs": {"drain_s": 90}}})
+    worker, api = (pod(objects, name) for name in ("try-llm-api-worker", "try-llm-api"))
+    container = worker["spec"]["containers"][0]
+    assert container["args"] == ["worker"]
+    assert (container["image"], container["env"]) == tuple(
+        api["spec"]["containers"][0][key] for key in ("image", "env")
+    )
+    assert worker["spec"]["volumes"] == api["spec"]["volumes"]
+    assert worker["spec"]["terminationGracePeriodSeconds"] == 90 + 30
+    assert worker["metadata"]["labels"]["team"] == "a"
+    assert "lifecycle" not in container
+    assert settings(objects)["jobs"] == {"drain_s": 90, "worker": False}
+    assert "jobs" not in settings(render())
+    # Limits that are kept locally are shared by all who ask.
+    assert settings(objects)["admission"]["replicas"] == 2 + 2
+
+
+def test_a_service_leads_to_no_worker() -> None:
+    objects = render(WORKER)
+    selector = one(objects, "Service")["spec"]["selector"]
+    labels = pod(objects, "try-llm-api-worker")["metadata"]["labels"]
+    assert not selector.items() <= labels.items()
+
+
+def test_workers_are_scaled_by_how_long_jobs_wait() -> None:
+    scaled = {**WORKER, "worker": {"enabled": True, "autoscaling": {"enabled": True, "waitSeconds": 20}}}
+    objects = render(scaled)
+    (metric,) = one(objects, "HorizontalPodAutoscaler", "try-llm-api-worker")["spec"]["metrics"]
+    assert metric["pods"] == {
+        "metric": {"name": "llm_api_jobs_oldest_wait_seconds"},
+        "target": {"type": "AverageValue", "averageValue": "20"},
+    }
+    assert "replicas" not in one(objects, "Deployment", "try-llm-api-worker")["spec"]
+    keda = {"keda": {"enabled": True, "serverAddress": "http://prometheus:9090"}}
+    objects = render({**scaled, **keda})
+    (trigger,) = one(objects, "ScaledObject", "try-llm-api-worker")["spec"]["triggers"]
+    assert trigger["metadata"]["query"] == (
+        'max(llm_api_jobs_oldest_wait_seconds{namespace="default",pod=~"try-llm-api-worker-.+"})'
+    )
+    assert "HorizontalPodAutoscaler" not in kinds(objects)
+
+
+def test_workers_may_be_evicted_one_by_one() -> None:
+    budget = one(render(WORKER), "PodDisruptionBudget", "try-llm-api-worker")["spec"]
+    assert (budget["maxUnavailable"], budget["unhealthyPodEvictionPolicy"]) == (1, "AlwaysAllow")
+
+
+def test_a_worker_is_reached_by_nobody_but_for_its_metrics() -> None:
+    objects = render({**WORKER, "networkPolicy": {"enabled": True}})
+    worker, api = (one(objects, "NetworkPolicy", name)["spec"] for name in ("try-llm-api-worker", "try-llm-api"))
+    assert [rule["ports"][0]["port"] for rule in worker["ingress"]] == [9090]
+    assert worker["egress"] == api["egress"]
+
+
+@pytest.mark.parametrize("monitor", ["serviceMonitor", "podMonitor"])
+def test_the_metrics_of_workers_are_read_too(monitor: str) -> None:
+    objects = render({**WORKER, "metrics": {monitor: {"enabled": True}}})
+    if monitor == "podMonitor":
+        selector = one(objects, "PodMonitor")["spec"]["selector"]["matchLabels"]
+    else:
+        selector = one(objects, "Service", "try-llm-api-metrics")["spec"]["selector"]
+    found = {
+        item["metadata"]["name"]
+        for item in objects
+        if item["kind"] in {"Deployment", "StatefulSet"}
+        and selector.items() <= item["spec"]["template"]["metadata"]["labels"].items()
+    }
+    assert found == {"try-llm-api", "try-llm-api-worker"}
 
 
 def test_network_policies_admit_what_is_named_and_what_is_needed() -> None:

@@ -18,6 +18,13 @@ app.kubernetes.io/instance: {{ $root.Release.Name }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end }}
 
+{{/* What all pods are found by that tell metrics. */}}
+{{- define "llm-api.metricsSelector" -}}
+app.kubernetes.io/name: {{ .Values.nameOverride | default .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+llm-api/metrics: "true"
+{{- end }}
+
 {{/* The labels of a component's objects: (list $ "api"). */}}
 {{- define "llm-api.labels" -}}
 {{- $root := index . 0 -}}
@@ -39,11 +46,28 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- end -}}
 {{- end }}
 
+{{/* As a peer of a NetworkPolicy: all that runs the service, serving or working. */}}
+{{- define "llm-api.servicePods" -}}
+- podSelector:
+    matchLabels:
+      app.kubernetes.io/name: {{ .Values.nameOverride | default .Chart.Name }}
+      app.kubernetes.io/instance: {{ .Release.Name }}
+    matchExpressions:
+      - {key: app.kubernetes.io/component, operator: In, values: [api, worker]}
+{{- end }}
+
 {{/* The most pods that may serve at a time, but for those of an update. */}}
 {{- define "llm-api.replicasMax" -}}
 {{- if or .Values.autoscaling.enabled .Values.keda.enabled -}}
 {{ .Values.autoscaling.maxReplicas | int }}
 {{- else -}}
 {{ .Values.replicas | int }}
+{{- end -}}
+{{- end }}
+
+{{/* The most pods that may work on jobs and on nothing else. */}}
+{{- define "llm-api.workersMax" -}}
+{{- with .Values.worker -}}
+{{- if not .enabled -}}0{{- else if .autoscaling.enabled -}}{{ .autoscaling.maxReplicas | int }}{{- else -}}{{ .replicas | int }}{{- end -}}
 {{- end -}}
 {{- end }}

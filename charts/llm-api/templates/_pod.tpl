@@ -13,6 +13,9 @@ The pod template of everything that runs our image. Takes a dict:
 metadata:
   labels:
     {{- include "llm-api.selector" (list $root .component) | nindent 4 }}
+    {{- if .settings }}
+    llm-api/metrics: "true"
+    {{- end }}
     app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
     {{- with .values.podLabels }}
     {{- toYaml . | nindent 4 }}
@@ -180,8 +183,20 @@ spec:
   valueFrom:
     secretKeyRef: {name: {{ .existingSecret }}, key: {{ .existingSecretKey }}}
 {{- else if or .enabled .url -}}
+{{- if .enabled -}}
+{{ include "llm-api.redisPasswordEnv" $ }}
+{{ end -}}
 - name: REDIS_URL
-  value: {{ .url | default (printf "redis://%s-redis:6379/0" (include "llm-api.fullname" $)) | quote }}
+  value: {{ .url | default (printf "redis://:$(REDIS_PASSWORD)@%s-redis:6379/0" (include "llm-api.fullname" $)) | quote }}
 {{- end -}}
+{{- end -}}
+{{- end }}
+
+{{/* The password of the chart's own Redis. What comes behind it in the environment can name it as $(REDIS_PASSWORD). */}}
+{{- define "llm-api.redisPasswordEnv" -}}
+{{- with .Values.redis.password -}}
+- name: REDIS_PASSWORD
+  valueFrom:
+    secretKeyRef: {name: {{ .existingSecret | default (printf "%s-redis" (include "llm-api.fullname" $)) }}, key: {{ .key }}}
 {{- end -}}
 {{- end }}

@@ -31,6 +31,11 @@
 {{- end -}}
 {{- end }}
 
+{{/* The same for a worker, whom no endpoint leads to. */}}
+{{- define "llm-api.workerGracePeriodSeconds" -}}
+{{ add (dig "jobs" "drain_s" 30 .Values.config | ceil) 30 }}
+{{- end }}
+
 {{/* The file that LLM_API_CONFIG names. Whatever is rendered asks for it, so here is where values are checked. */}}
 {{- define "llm-api.settings" -}}
 {{- include "llm-api.validate" . -}}
@@ -54,8 +59,11 @@
   "profile" "production"
   "server" (dict "host" "0.0.0.0" "port" 8000 "metrics_port" 9090)
   "drain" (dict "delay_s" .Values.termination.delaySeconds "timeout_s" .Values.longestStreamSeconds)
-  "admission" (dict "replicas" (include "llm-api.replicasMax" . | int))
+  "admission" (dict "replicas" (add (include "llm-api.replicasMax" .) (include "llm-api.workersMax" .)))
 -}}
+{{- if .Values.worker.enabled -}}
+{{- $_ := set $chart "jobs" (dict "worker" false) -}}
+{{- end -}}
 {{- if include "llm-api.callersSecret" . -}}
 {{- $_ := set $chart "auth" (dict "keys_file" "/run/secrets/callers/keys") -}}
 {{- end -}}

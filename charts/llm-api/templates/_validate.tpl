@@ -10,6 +10,19 @@
 {{- fail "redis: one of redis.enabled, redis.url and redis.existingSecret says where it is; more than one is set." -}}
 {{- end -}}
 {{- end -}}
+{{- with .Values.worker -}}
+{{- if and .enabled (not (include "llm-api.hasRedis" $)) -}}
+{{- fail "worker.enabled: the jobs that it works on are in Redis, and there is none. Set redis.url or redis.existingSecret, or redis.enabled=true." -}}
+{{- end -}}
+{{- if and .enabled .autoscaling.enabled (gt (int .autoscaling.minReplicas) (int .autoscaling.maxReplicas)) -}}
+{{- fail (printf "worker.autoscaling.minReplicas is %v, above worker.autoscaling.maxReplicas, %v." .autoscaling.minReplicas .autoscaling.maxReplicas) -}}
+{{- end -}}
+{{- end -}}
+{{- range $label, $_ := .Values.podLabels -}}
+{{- if or (hasPrefix "app.kubernetes.io/" $label) (hasPrefix "llm-api/" $label) -}}
+{{- fail (printf "podLabels.%s: labels below app.kubernetes.io/ and llm-api/ are the chart's own, by which pods are found." $label) -}}
+{{- end -}}
+{{- end -}}
 {{- if and .Values.autoscaling.enabled .Values.keda.enabled -}}
 {{- fail "keda.enabled and autoscaling.enabled: both would set the number of pods. Take one." -}}
 {{- end -}}
