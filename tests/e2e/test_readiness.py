@@ -1,9 +1,12 @@
-"""An update with a key that the provider refuses: it stalls, the old pods serve, and a mended Secret lets it go on."""
+"""What readiness makes of a provider: a wrong key stalls an update and nothing else, an outage stalls nothing."""
+
+import json
 
 import httpx
 import pytest
 
 from tests.e2e.cluster import NAME, WAIT_S, Namespace, Object, eventually, is_ready
+from tests.e2e.fleet import fleet
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -70,3 +73,37 @@ def test_a_wrong_key_stalls_the_update_and_a_mended_one_lets_it_go_on(namespace:
     assert pod["metadata"]["name"] == new
     assert pod["status"]["containerStatuses"][0]["restartCount"] == 0
     assert generated(namespace) == 200
+
+
+def test_a_provider_that_is_down_leaves_all_pods_ready_and_callers_told_when_to_come_back(namespace: Namespace) -> None:
+    namespace.install(fleet(2, config={"readiness": {"interval_s": 10}}))
+    headers = {"Authorization": f"Bearer {namespace.caller_key()}"}
+    body = {"prompt": "Hello.", "model": "gpt-4o-mini"}
+    names = {pod["metadata"]["name"] for pod in namespace.pods()}
+    seen: dict[str, int] = {}
+    with namespace.reached() as address, httpx.Client(base_url=address, headers=headers, timeout=30) as client:
+        assert client.post("/generate", json=body).status_code == 200
+        namespace.kubectl("scale", f"deployment/{NAME}-simulator", "--replicas=0")
+        eventually(lambda: not namespace.pods("simulator"))
+
+        def is_told_to_wait() -> bool:
+            answer = client.post("/generate", json=body)
+            code = f"{answer.status_code} {answer.json()['code']}"
+            seen[code] = seen.get(code, 0) + 1
+            return code == "503 circuit_open" and int(answer.headers["retry-after"]) >= 1
+
+        eventually(is_told_to_wait)
+        eventually(lambda: all(readiness(namespace, name)["status"] == "degraded" for name in names))
+        assert all("simulator" in readiness(namespace, name)["reason"] for name in names)
+        assert client.get("/health").status_code == 200
+        pods = namespace.pods()
+        assert {pod["metadata"]["name"] for pod in pods} == names
+        assert all(map(is_ready, pods))
+
+        namespace.kubectl("scale", f"deployment/{NAME}-simulator", "--replicas=1")
+        eventually(lambda: client.post("/generate", json=body).status_code == 200)
+    pods = namespace.pods()
+    assert {pod["metadata"]["name"] for pod in pods} == names
+    assert all(pod["status"]["containerStatuses"][0]["restartCount"] == 0 for pod in pods)
+    print(json.dumps({"answers_of_the_outage": seen}))
+    assert set(seen) <= {"502 upstream_unavailable", "504 upstream_timeout", "503 circuit_open"}

@@ -64,7 +64,7 @@ def own_redis(at: Path | None = None) -> Iterator[OwnRedis]:
         with Path(folder, "log").open("wb") as log:
             process = subprocess.Popen([binary, *options], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         try:
-            if not eventually(lambda: _answers(address), START_TIMEOUT_S):
+            if not eventually(lambda: answers(address), START_TIMEOUT_S):
                 raise RuntimeError(f"the server did not start: {Path(folder, 'log').read_text('utf-8')}")
             yield OwnRedis(f"unix://{address}", process)
         finally:
@@ -82,7 +82,7 @@ def eventually(condition: Callable[[], bool], timeout_s: float = 10.0) -> bool:
     return True
 
 
-def _answers(address: str) -> bool:
+def answers(address: str) -> bool:
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as connection:
         connection.settimeout(1)
         try:
