@@ -23,6 +23,7 @@ from service.shutdown import drained_at_the_end
 from service.wiring import open_resources
 
 EXPOSED_HEADERS = (
+    "Idempotency-Replayed",
     "RateLimit",
     "RateLimit-Policy",
     "Retry-After",

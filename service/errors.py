@@ -5,7 +5,8 @@
     ServiceError
     ├── InvalidRequest            422   the caller's mistake; names the field
     │   ├── ModelNotFound         422   the model is not configured; lists those that are
-    │   └── BeyondLimit           422   larger than a limit can ever let through
+    │   ├── BeyondLimit           422   larger than a limit can ever let through
+    │   └── IdempotencyMismatch   422   the same key came with another body
     ├── Unauthenticated           401   credential missing or wrong
     ├── PermissionDenied          403   credential right, not allowed
     ├── NotFound                  404   no such path
@@ -15,7 +16,7 @@
     ├── MethodNotAllowed          405   the path has other methods
     ├── RequestTimeout            408   the body does not come
     ├── RequestTooLarge           413   body over the limit
-    ├── IdempotencyConflict       409   same key, other body
+    ├── IdempotencyConflict       409   the same key is being worked on
     ├── Cancelled                 499   the caller asked for the end of it
     ├── RateLimited               429   this principal's budget is spent
     ├── Overloaded                503   our own queue is full
@@ -116,6 +117,13 @@ class BeyondLimit(InvalidRequest):
     title = "The request is larger than its limit allows"
 
 
+class IdempotencyMismatch(InvalidRequest):
+    """The same idempotency key came with another body."""
+
+    code = "idempotency_mismatch"
+    title = "The idempotency key was used for another request"
+
+
 class Unauthenticated(ServiceError):  # noqa: N818
     """The credential is missing or wrong."""
 
@@ -188,11 +196,12 @@ class RequestTooLarge(ServiceError):  # noqa: N818
 
 
 class IdempotencyConflict(ServiceError):  # noqa: N818
-    """The same idempotency key came with another body."""
+    """A request with the same idempotency key is being worked on."""
 
     code = "idempotency_conflict"
     status = 409
-    title = "The idempotency key was used for another request"
+    retryable = True
+    title = "The same request is being answered"
 
 
 class Cancelled(ServiceError):  # noqa: N818

@@ -8,6 +8,7 @@ from service.domain.clock import Clock
 from service.engine.admission import Admission
 from service.engine.drain import Drain
 from service.engine.generation import GenerationService
+from service.engine.idempotency import Idempotency
 from service.engine.jobs import JobService
 from service.engine.readiness import ReadinessCheck
 from service.engine.resumption import ResumableStreams
@@ -28,4 +29,5 @@ class Resources:
     generation: GenerationService
     streams: ResumableStreams
     jobs: JobService
+    idempotency: Idempotency
     readiness: ReadinessCheck

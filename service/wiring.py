@@ -1,6 +1,5 @@
 """The composition root: turns settings into resources, and is the only place that picks implementations."""
 
-import logging
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -24,6 +23,7 @@ from service.engine.attempts import Attempts
 from service.engine.catalogue import ModelCatalogue
 from service.engine.drain import Drain
 from service.engine.generation import GenerationService
+from service.engine.idempotency import Idempotency, IdempotencyStore
 from service.engine.jobs import JobRunner, JobService, JobStore
 from service.engine.probe_board import ProbeBoard
 from service.engine.prober import Prober
@@ -38,6 +38,7 @@ from service.providers.simulator import open_simulator
 from service.reloading import Reloadable, SettingsReload
 from service.resources import Resources
 from service.storage.embedded import embedded_store_available, open_embedded_store
+from service.storage.idempotency import MemoryIdempotencyStore, RedisIdempotencyStore
 from service.storage.memory_jobs import MemoryJobStore
 from service.storage.memory_streams import MemoryStreamLog
 from service.storage.probe_board import MemoryProbeBoard, RedisProbeBoard
@@ -48,8 +49,6 @@ from service.storage.tickets import MemoryTicketStore, RedisTicketStore
 from service.telemetry.metrics import Metrics
 from service.telemetry.server import open_metrics_server
 from service.worker.loop import Worker
-
-logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
@@ -100,6 +99,7 @@ async def open_resources(settings: Settings, *, source: SettingsSource | None = 
         limiter: Limiter
         board: ProbeBoard
         job_store: JobStore | None
+        idempotency: IdempotencyStore
         if settings.redis.url is not None:
             redis = await stack.enter_async_context(open_redis(settings.redis))
             tickets = RedisTicketStore(redis, ttl_s=settings.auth.ticket_ttl_s)
@@ -109,6 +109,7 @@ async def open_resources(settings: Settings, *, source: SettingsSource | None = 
                 ).opened()
             )
             board = await stack.enter_async_context(RedisProbeBoard(settings.redis, clock).opened())
+            idempotency = RedisIdempotencyStore(redis)
             job_store = await stack.enter_async_context(
                 RedisJobStore(redis=settings.redis, settings=settings.jobs).opened()
             )
@@ -123,6 +124,7 @@ async def open_resources(settings: Settings, *, source: SettingsSource | None = 
             )
         else:
             board = MemoryProbeBoard(clock)
+            idempotency = MemoryIdempotencyStore(clock)
             job_store = MemoryJobStore(settings.jobs, clock) if takes_jobs(settings) else None
             limiter = MemoryLimiter(clock=clock)
             tickets = MemoryTicketStore(ttl_s=settings.auth.ticket_ttl_s, clock=clock)
@@ -138,6 +140,7 @@ async def open_resources(settings: Settings, *, source: SettingsSource | None = 
             limiter=limiter,
             board=board,
             job_store=job_store,
+            idempotency=idempotency,
             metrics=metrics,
             clock=clock,
             source=source,
@@ -154,6 +157,7 @@ async def assemble(
     limiter: Limiter,
     board: ProbeBoard,
     job_store: JobStore | None,
+    idempotency: IdempotencyStore,
     metrics: Metrics,
     clock: Clock,
     source: SettingsSource | None = None,
@@ -234,6 +238,7 @@ async def assemble(
         generation=generation,
         streams=streams,
         jobs=jobs,
+        idempotency=Idempotency(store=idempotency, drain=drain),
         readiness=readiness,
     )
 

@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from service.api.bodies import documented_body, read_body
 from service.api.deps import AllResources, Context, Jobs
+from service.api.idempotency import documented_key, idempotency_key
 from service.api.job_routes import GENERATE
 from service.api.job_stream import JobFraming
 from service.api.responses import CALLER, EVENT_STREAM, json_response, problems
@@ -42,7 +43,7 @@ _LOOKUP = {**NOT_FOUND, **problems(401, 403, 410, 422, 429, 503)}
     status_code=202,
     response_model=JobAccepted,
     responses=problems(*CALLER, 503),
-    openapi_extra=documented_body(AsyncGenerateBody, required=False),
+    openapi_extra=documented_key(documented_body(AsyncGenerateBody, required=False)),
 )
 async def submit(request: Request, jobs: Jobs, context: Context, query: Annotated[AsyncQuery, Query()]) -> Response:
     """Accept a prompt, in the body or as the query's `prompt`, and name the job that will answer it."""
@@ -61,6 +62,7 @@ async def submit(request: Request, jobs: Jobs, context: Context, query: Annotate
         context,
         priority=body.priority,
         deadline_s=body.deadline_s,
+        key=await idempotency_key(request, context),
     )
     location = {"Location": f"/generate/async/{job.id}", "Retry-After": str(POLL_AFTER_S)}
     return json_response(JobAccepted(job_id=job.id), status=202, headers=location)

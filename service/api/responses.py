@@ -65,7 +65,10 @@ CALLER = (401, 403, 408, 413, 422, 429)
 
 
 def json_response(answer: BaseModel, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """Answer with a schema."""
+    return Response(json_bytes(answer), status_code=status, headers=headers, media_type="application/json")
+
+
+def json_bytes(answer: BaseModel) -> bytes:
     """Write a schema in one step; FastAPI's own encoder walks it twice, at ten times the cost."""
-    return Response(
-        answer.model_dump_json(exclude_none=True), status_code=status, headers=headers, media_type="application/json"
-    )
+    return answer.model_dump_json(exclude_none=True).encode()

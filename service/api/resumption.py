@@ -11,7 +11,9 @@ from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
 from service.api.deps import header_credential
+from service.api.idempotency import REPLAYED, STREAM, KeyedStream, idempotency_key
 from service.api.streaming import EventStreamResponse, Outcome
+from service.domain.idempotency import IdempotencyKey
 from service.domain.principal import RequestContext
 from service.domain.stream import StreamEvent
 from service.domain.ticket import digest_of
@@ -133,6 +135,9 @@ async def event_stream(
     if position is not None:
         return await continued(resources, context, position, framing)
     asked = _asks_for_resumption(request)
+    key = await idempotency_key(request, context)
+    if key is not None:
+        return await _streamed_once(resources, context, stream, framing, key)
     if not resumable and not asked:
         return EventStreamResponse(stream, framing)
     # Where a header says who calls, nobody has looked at the ticket.
@@ -143,6 +148,29 @@ async def event_stream(
     return NumberedStreamResponse(
         owned, NumberedFraming(owned.id, framing), preface=_browsers_preface(request, owned.id)
     )
+
+
+async def _streamed_once(
+    resources: Resources,
+    context: RequestContext,
+    stream: AbstractAsyncContextManager[AsyncIterator[T]],
+    framing: Framing[T],
+    key: IdempotencyKey,
+) -> Response:
+    """Answer with a stream that a client finds again by its key, from its first event."""
+    claim = await resources.idempotency.claim(key)
+    if claim.answer is not None:
+        stream_id = claim.answer.removeprefix(STREAM).decode()
+        response = await continued(resources, context, Position(stream_id, 0), framing)
+        response.headers[REPLAYED] = "true"
+        return response
+    try:
+        owned = await resources.streams.start(stream, framing, context, named=True)
+    except BaseException:
+        await claim.forget()
+        raise
+    await claim.keep(STREAM + owned.id.encode())
+    return NumberedStreamResponse(KeyedStream(owned, claim), NumberedFraming(owned.id, framing))
 
 
 async def continued(

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from service.api.deps import AllResources, Generation, TimedStreamContext
+from service.api.idempotency import documented_key
 from service.api.request_timeout import documented_timeout
 from service.api.responses import CALLER, EVENT_STREAM, UPSTREAM, problems
 from service.api.resumption import OVER, documented_headers, event_stream
@@ -25,8 +26,8 @@ STREAMED: dict[int | str, dict[str, Any]] = {
 @router.get(
     "/stream",
     response_class=Response,
-    responses={**STREAMED, **OVER, **problems(404, *CALLER, *UPSTREAM)},
-    openapi_extra=documented_timeout(documented_headers()),
+    responses={**STREAMED, **OVER, **problems(404, 409, *CALLER, *UPSTREAM)},
+    openapi_extra=documented_key(documented_timeout(documented_headers())),
 )
 async def stream(
     request: Request,

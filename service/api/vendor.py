@@ -14,6 +14,7 @@ _FAILURES = {
     403: "The key does not allow this.",
     404: "No such model, or not one of this key's: the message lists those there are; or no such stream to continue.",
     408: "The rest of the body did not come in time.",
+    409: "A request with the same idempotency key is being answered.",
     413: "The body is too large.",
     429: "A limit is reached: the message names it, and `Retry-After` says when to come back.",
     500: "A defect of the service.",

@@ -51,6 +51,8 @@ class Job:
     """The principal's share of the queue against others."""
     deadline_at: float | None = None
     """After which nobody wants the answer."""
+    fingerprint: str = ""
+    """Of the request, where the id follows from an idempotency key."""
     created_at: float = 0.0
     status: JobStatus = JobStatus.QUEUED
     attempts: int = 0

@@ -4,7 +4,6 @@ It is the only layer that repeats anything, and does so only until a first conte
 """
 
 import asyncio
-import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -38,8 +37,6 @@ from service.resilience.backoff import Backoff
 from service.resilience.breaker import Breaker, Permit
 from service.resilience.budget import Budget
 from service.telemetry.metrics import Metrics
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -280,9 +277,9 @@ class _Run(Generic[T]):
     async def first_that_can(self) -> tuple[T, Attempt]:
         """Go through the routes until one brings something. Ends at once when it is cancelled, also while it waits."""
         while (way := self._next()) is not None:
+            self._current = None
             if not await self._is_due(way):
                 continue
-            self._current = None
             kind: Kind = "retry" if way.is_retry else "fallback" if self._made else "first"
             turn = await self._turn_at(way)
             attempt = None if turn is None else self._attempt_at(way, kind, turn)
@@ -329,7 +326,6 @@ class _Run(Generic[T]):
         """Wait until a route may be asked; False if that is too late, and it is over."""
         wait_s = way.not_before - self._house.clock.monotonic()
         if wait_s > 0 and way.not_before < self._deadline.at:
-            self._current = None
             await self._house.sleep(wait_s)
         way.over = max(way.not_before, self._house.clock.monotonic()) >= self._deadline.at
         return not way.over
@@ -474,7 +470,7 @@ class _Run(Generic[T]):
             permit.failed(error.code)
         elif isinstance(error, UpstreamThrottled | UpstreamRejected):
             permit.succeeded()
-        elif isinstance(error, UpstreamMisconfigured) and error.refused in {"model", "provider"}:
+        elif isinstance(error, UpstreamMisconfigured) and not error.refuses_key:
             permit.refused(error.code)
         else:
             permit.left()

@@ -3,9 +3,9 @@
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Self, TypeVar
 
-from service.domain.estimates import delta_size, input_size, tokens_in
+from service.domain.estimates import delta_size, tokens_in
 from service.domain.generation import (
     Chunk,
     Completion,
@@ -17,11 +17,14 @@ from service.domain.generation import (
 )
 from service.domain.principal import Principal, RequestContext
 from service.engine.admission import Admission
-from service.engine.attempt import Attempt
+from service.engine.attempt import Attempt, Call
 from service.engine.attempts import Attempts
 from service.engine.catalogue import Mode, ModelCard, ModelCatalogue, ModelEntry, Route
 from service.errors import InternalError, ServiceError
+from service.queueing.work import Work
 from service.telemetry.metrics import Metrics
+
+Answer = TypeVar("Answer", Completion, EmbeddingResult)
 
 
 class GenerationService:
@@ -60,37 +63,45 @@ class GenerationService:
     async def complete(self, request: GenerationRequest, context: RequestContext) -> Completion:
         """Generate a whole answer. Raises what :meth:`Admission.admitted` does before any provider is asked."""
         entry = self._catalogue.find(request.model, context.principal, "chat")
-        async with self._admission.admitted(entry, request, context) as admitted:
 
-            async def call(attempt: Attempt) -> Completion:
-                with admitted.asking():
-                    return await attempt.provider.complete(
-                        request, upstream_model=attempt.route.model, deadline=attempt.deadline, key=attempt.key
-                    )
+        async def ask(attempt: Attempt) -> Completion:
+            return await attempt.provider.complete(
+                request, upstream_model=attempt.route.model, deadline=attempt.deadline, key=attempt.key
+            )
 
-            completion, attempt = await self._attempts.make(entry, admitted.work, call)
-            admitted.usage = completion.usage
-            admitted.was_cut = any(choice.finish_reason is FinishReason.LENGTH for choice in completion.choices)
-            attempt.turn.end(completion.usage)
-        self._succeeded(entry, attempt.route, completion.usage)
-        return completion
+        return await self._whole(entry, request, context, ask)
 
     async def embed(self, request: EmbeddingRequest, context: RequestContext) -> EmbeddingResult:
         """Turn texts into vectors. Raises what :meth:`Admission.admitted` does, as ``complete``."""
         entry = self._catalogue.find(request.model, context.principal, "embeddings")
+
+        async def ask(attempt: Attempt) -> EmbeddingResult:
+            return await attempt.provider.embed(
+                request, upstream_model=attempt.route.model, deadline=attempt.deadline, key=attempt.key
+            )
+
+        return await self._whole(entry, request, context, ask)
+
+    async def _whole(
+        self,
+        entry: ModelEntry,
+        request: GenerationRequest | EmbeddingRequest,
+        context: RequestContext,
+        ask: Call[Answer],
+    ) -> Answer:
+        """Ask for an answer that comes in one piece, and count what it took."""
         async with self._admission.admitted(entry, request, context) as admitted:
 
-            async def call(attempt: Attempt) -> EmbeddingResult:
+            async def call(attempt: Attempt) -> Answer:
                 with admitted.asking():
-                    return await attempt.provider.embed(
-                        request, upstream_model=attempt.route.model, deadline=attempt.deadline, key=attempt.key
-                    )
+                    return await ask(attempt)
 
-            result, attempt = await self._attempts.make(entry, admitted.work, call)
-            admitted.usage = result.usage
-            attempt.turn.end(result.usage)
-        self._succeeded(entry, attempt.route, result.usage)
-        return result
+            answer, attempt = await self._attempts.make(entry, admitted.work, call)
+            admitted.usage = answer.usage
+            admitted.was_cut = _was_cut(answer)
+            attempt.turn.end(answer.usage)
+        self._succeeded(entry, attempt.route, answer.usage)
+        return answer
 
     @asynccontextmanager
     async def stream(self, request: GenerationRequest, context: RequestContext) -> AsyncIterator[AsyncIterator[Chunk]]:
@@ -109,9 +120,9 @@ class GenerationService:
                     return await _opened(attempt, request)
 
             async def lose(attempt: Attempt, opened: _Opened | None) -> None:
-                usage = Usage(tokens_in(input_size(request)), 0, estimated=True)
+                usage = Usage(admitted.work.input_tokens, 0, estimated=True)
                 if opened is not None:
-                    usage = opened.observed.estimated_usage(request)
+                    usage = opened.observed.estimated_usage(admitted.work)
                     try:
                         await opened.stack.aclose()
                     finally:
@@ -131,7 +142,7 @@ class GenerationService:
                 outcome = error.code
                 raise
             finally:
-                admitted.usage = observed.usage or observed.estimated_usage(request)
+                admitted.usage = observed.usage or observed.estimated_usage(admitted.work)
                 admitted.was_cut = observed.was_cut
                 if outcome == "ok":
                     self._succeeded(entry, route, observed.usage)
@@ -203,12 +214,12 @@ class _ObservedStream:
         """Guess the tokens of what came, handed on or not."""
         return tokens_in(self._seen_bytes)
 
-    def estimated_usage(self, request: GenerationRequest) -> Usage:
+    def estimated_usage(self, work: Work) -> Usage:
         """Guess the tokens that the provider bills for what came, handed on or not; what it read it may have told."""
         told = self._first_usage
         if told is not None:
             return replace(told, output_tokens=max(told.output_tokens, self.seen_tokens), estimated=True)
-        return Usage(tokens_in(input_size(request)), self.seen_tokens, estimated=True)
+        return Usage(work.input_tokens, self.seen_tokens, estimated=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +255,13 @@ async def _first_content(chunks: AsyncIterator[Chunk]) -> Chunk:
             return merged
         startup = merged
     raise AssertionError("a provider's stream ends only after a finish reason")
+
+
+def _was_cut(answer: Completion | EmbeddingResult) -> bool:
+    """Whether an answer reached its token limit; vectors have none."""
+    return isinstance(answer, Completion) and any(
+        choice.finish_reason is FinishReason.LENGTH for choice in answer.choices
+    )
 
 
 def _code_of(error: Exception) -> str:

@@ -1,7 +1,6 @@
 """Hedging: a second attempt at a stream whose first content is late; the later of the two is given up."""
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
@@ -11,8 +10,6 @@ from service.domain.clock import Clock
 from service.engine.attempt import Attempt, Lose
 from service.engine.catalogue import ModelEntry
 from service.resilience.budget import Budget
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)

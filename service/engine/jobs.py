@@ -9,6 +9,7 @@ from service.auth.base import Authenticator
 from service.domain.clock import Clock
 from service.domain.estimates import input_size, tokens_in
 from service.domain.generation import Choice, Completion, FinishReason, GenerationRequest, Usage
+from service.domain.idempotency import IdempotencyKey
 from service.domain.job import (
     DEADLINE_PASSED,
     Beat,
@@ -42,6 +43,9 @@ WAIT_S = 1.0
 """How long a job waits where nobody says how long."""
 WAIT_MAX_S = 60.0
 """It asks again after this long in any case: limits change."""
+ID_PREFIX = "job_"
+KEYED_DIGITS = 40
+"""Of a key's digest: 160 bits, which nobody guesses who does not know the key."""
 TRIES_MAX = 3
 """Calls of one attempt that broke off after their first content, where nobody keeps what came."""
 
@@ -50,7 +54,10 @@ class JobStore(Protocol):
     """Where jobs wait, and what remembers them. Every method raises ``StoreUnavailable`` where it does not answer."""
 
     async def submit(self, job: Job) -> Job:
-        """Keep a new job, once whoever submits it again; raise ``Overloaded`` when too many wait."""
+        """Keep a new job, once however often it is submitted; return it as it stands.
+
+        Raises ``Overloaded`` when too many wait, ``IdempotencyMismatch`` where another request has its id.
+        """
         ...
 
     async def get(self, job_id: str, *, watching: bool = False) -> Job | GoneJob | None:
@@ -132,23 +139,25 @@ class JobService:
         *,
         priority: Priority | None = None,
         deadline_s: float | None = None,
+        key: IdempotencyKey | None = None,
     ) -> Job:
-        """Accept what ``route`` would be sent, to be done later.
+        """Accept what ``route`` would be sent, to be done later; once for each ``key``.
 
-        Raises ``InvalidRequest``, ``ModelNotFound``, ``Overloaded`` or ``StoreUnavailable``.
+        Raises ``IdempotencyMismatch``, ``InvalidRequest``, ``ModelNotFound``, ``Overloaded`` or ``StoreUnavailable``.
         """
         request = self._routes[route].read(body)
         self._generation.check_model(request.model, context)
         principal = context.principal
         now = self._clock.wall()
         job = Job(
-            id=f"job_{secrets.token_urlsafe(18)}",
+            id=ID_PREFIX + (secrets.token_urlsafe(18) if key is None else key.digest[:KEYED_DIGITS]),
             principal=principal.name,
             route=route,
             body=body,
             priority="batch" if "batch" in (priority, principal.priority) else "interactive",
             weight=principal.weight,
             deadline_at=None if deadline_s is None else now + deadline_s,
+            fingerprint="" if key is None else key.fingerprint,
             created_at=now,
         )
         accepted = await self._store.submit(job)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from service.accounting.prices import Price
 from service.domain.clock import Clock, Deadline
 from service.domain.generation import Completion, GenerationRequest, Message, Usage
+from service.domain.limits import NANO
 from service.domain.probe import Outcome, Probe
 from service.engine.catalogue import Route
 from service.errors import (
@@ -17,6 +18,7 @@ from service.errors import (
     UpstreamThrottled,
     UpstreamTimeout,
     UpstreamUnavailable,
+    mildest,
 )
 from service.providers.base import Provider, ProviderKey
 from service.telemetry.metrics import Metrics
@@ -26,8 +28,6 @@ PROBE_TOKENS = 16
 (BerriAI/litellm issue 26987)."""
 PROBE_TIMEOUT_S = 5.0
 """Seconds for the whole check, whatever keys are tried."""
-NANO_USD = 1_000_000_000
-"""In a US dollar."""
 
 
 def outcome_of(error: ServiceError) -> Outcome:
@@ -91,7 +91,7 @@ class Prober:
         self._metrics.probe_tokens.labels(route.provider).inc(usage.input_tokens + usage.output_tokens)
         price = self._price_at(route)
         if price is not None:
-            self._metrics.probe_cost.labels(route.provider).inc(price.nano_usd(usage) / NANO_USD)
+            self._metrics.probe_cost.labels(route.provider).inc(price.nano_usd(usage) / NANO)
 
     async def _call(self, route: Route) -> Completion:
         provider = self._providers.get(route.provider)
@@ -103,35 +103,32 @@ class Prober:
         )
         deadline = Deadline.after(PROBE_TIMEOUT_S, self._clock)
         tried: set[str] = set()
-        refusal: UpstreamMisconfigured | None = None
+        refusals: list[UpstreamMisconfigured] = []
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
-                while (key := _untried(provider, route, tried, refusal)) is not None:
+                while (key := _untried(provider, route, tried, refusals)) is not None:
                     tried.add(key.fingerprint)
                     try:
                         return await provider.complete(request, upstream_model=route.model, deadline=deadline, key=key)
                     except UpstreamMisconfigured as error:
-                        if error.refused not in {"key", "funds"}:
+                        if not error.refuses_key:
                             raise
-                        # The milder one: an account without funds has a key that is taken.
-                        refusal = error if refusal is None or error.refused == "funds" else refusal
+                        refusals.append(error)
         except TimeoutError:
             raise UpstreamTimeout(
                 f"the provider did not answer within {PROBE_TIMEOUT_S:g} s", provider=route.provider
             ) from None
-        if refusal is None:
-            raise AssertionError("who bars no key gets one, or an error")
-        raise refusal
+        raise mildest(refusals)
 
 
 def _untried(
-    provider: Provider, route: Route, tried: set[str], refusal: UpstreamMisconfigured | None
+    provider: Provider, route: Route, tried: set[str], refusals: list[UpstreamMisconfigured]
 ) -> ProviderKey | None:
-    """Return a key that can be asked with; None if all were refused, which ``refusal`` says better than the ring."""
+    """Return a key that can be asked with; None if all were refused, which ``refusals`` say better than the ring."""
     try:
         return provider.keys.take(route.model, lambda key: key.fingerprint not in tried)
     except UpstreamMisconfigured:
-        if refusal is None:
+        if not refusals:
             raise
         return None
 

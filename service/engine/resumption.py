@@ -76,8 +76,9 @@ class ResumableStreams:
         context: RequestContext,
         *,
         ticket_digest: str | None = None,
+        named: bool = False,
     ) -> "OwnedStream":
-        """Begin a generation of this process's own.
+        """Begin a generation of this process's own; ``named`` says that its client finds it without its id.
 
         Raises ``StoreUnavailable`` where it could not be continued: the caller asked for that.
         """
@@ -94,7 +95,7 @@ class ResumableStreams:
             ),
             cancellation=framing.failure(Cancelled("the caller ended this stream")),
         )
-        owned = OwnedStream(record.id, log=self._log, settings=self._settings, drain=self._drain)
+        owned = OwnedStream(record.id, log=self._log, settings=self._settings, drain=self._drain, named=named)
         await self._log.create(record, owned.ended_elsewhere)
         self._owned[record.id] = owned
         self._metrics.resumable_streams_active.inc()
@@ -162,8 +163,9 @@ class OwnedStream(AbstractAsyncContextManager[AsyncIterator[Sequence[StreamEvent
     task: asyncio.Task[None]
     """What generates; set when it is made."""
 
-    def __init__(self, stream_id: str, *, log: StreamLog, settings: StreamSettings, drain: Drain) -> None:
+    def __init__(self, stream_id: str, *, log: StreamLog, settings: StreamSettings, drain: Drain, named: bool) -> None:
         self.id = stream_id
+        self._is_named = named
         self._log = log
         self._settings = settings
         self._drain = drain
@@ -229,7 +231,7 @@ class OwnedStream(AbstractAsyncContextManager[AsyncIterator[Sequence[StreamEvent
         self._detached_at = self._loop.time()
         if self._over:
             return
-        if self._opened.done() or self._is_known:
+        if self._opened.done() or self._is_known or self._is_named:
             self._loop.call_later(self._settings.orphan_s, self._look_for_readers)
         else:
             self._end(Cancelled("the client left before it knew this stream"), "cancelled")

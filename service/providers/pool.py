@@ -249,7 +249,7 @@ class ProviderPool(Mapping[str, Provider]):
 
 
 def _refuses_one_key(error: UpstreamError) -> bool:
-    return isinstance(error, UpstreamMisconfigured) and error.refused in {"key", "funds"}
+    return isinstance(error, UpstreamMisconfigured) and error.refuses_key
 
 
 def _differ(one: ProviderSettings, other: ProviderSettings) -> bool:

@@ -552,14 +552,9 @@ def _poll_s(error: LimitReached) -> float:
 
 
 def _limits_of(settings: ProviderSettings) -> Limits:
-    given = settings.limits
-    return Limits(
-        requests_per_minute=given.requests_per_minute,
-        request_burst=given.request_burst or _burst(given.requests_per_minute),
-        tokens_per_minute=given.tokens_per_minute,
-        token_burst=given.token_burst or _burst(given.tokens_per_minute),
-        concurrency=given.concurrency,
-    )
+    given = Limits(**settings.limits.model_dump())
+    bursts = Limits(request_burst=_burst(given.requests_per_minute), token_burst=_burst(given.tokens_per_minute))
+    return given.over(bursts)
 
 
 def _burst(per_minute: int | None) -> int | None:

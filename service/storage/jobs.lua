@@ -12,7 +12,8 @@
 --   deadlines           sorted set of the jobs that have one and are not over
 --   seen                when a worker was heard last
 --
---   submit ID QUEUE_MAX PRINCIPAL ROUTE BODY PRIORITY WEIGHT DEADLINE|0     -> { 1, record } or { 0 }, the queue is full
+--   submit ID QUEUE_MAX PRINCIPAL ROUTE BODY PRIORITY WEIGHT DEADLINE|0 FINGERPRINT
+--                                                   -> { 1, record }, { 0 }: the queue is full, { 2 }: another has this id
 --   get ID                                          -> { 1, record }, { 0, principal } where it is gone, or { -1 }
 --   watch ID WATCH_MS                               -> as get; whoever works on it is told that somebody looks
 --   cancel ID RESULT_MS GONE_MS                     -> as get
@@ -123,8 +124,9 @@ end
 
 if command == 'submit' then
   local principal, priority = ARGV[4], ARGV[7]
-  if redis.call('EXISTS', key('job', id)) == 1 then -- the answer to the first time did not arrive
-    return { 1, record(id) }
+  local known = field(id, 'fingerprint')
+  if known then -- the answer to the first time did not arrive, or it is asked for again
+    return known == ARGV[10] and { 1, record(id) } or { 2 }
   end
   if redis.call('ZCARD', key('waiting')) >= tonumber(ARGV[3]) then
     return { 0 }
@@ -133,7 +135,9 @@ if command == 'submit' then
   redis.call('HSET', key('tags', priority), principal, whole(tag + STEP / ARGV[8]))
   local member = string.format('%016.0f', redis.call('INCR', key('count'))) .. id
   redis.call('HSET', key('job', id), 'status', 'queued', 'principal', principal, 'route', ARGV[5], 'body', ARGV[6],
-    'priority', priority, 'created', whole(now), 'attempts', '0', 'member', member, 'tag', whole(tag))
+    'priority', priority, 'created', whole(now), 'attempts', '0', 'member', member, 'tag', whole(tag),
+    'fingerprint', ARGV[10])
+  redis.call('DEL', key('gone', id))
   if ARGV[9] ~= '0' then
     redis.call('HSET', key('job', id), 'deadline', ARGV[9])
     redis.call('ZADD', key('deadlines'), ARGV[9], id)

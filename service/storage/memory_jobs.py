@@ -7,6 +7,7 @@ from heapq import heappop, heappush
 
 from service.config import JobSettings
 from service.domain.clock import Clock
+from service.domain.idempotency import other_body
 from service.domain.job import (
     DEADLINE_PASSED,
     Beat,
@@ -62,8 +63,11 @@ class MemoryJobStore:
     async def submit(self, job: Job) -> Job:
         """See :class:`service.engine.jobs.JobStore`."""
         self._forget_old()
-        if job.id in self._kept:
-            return self._shown(self._kept[job.id])
+        known = self._kept.get(job.id)
+        if known is not None:
+            if known.job.fingerprint != job.fingerprint:
+                raise other_body()
+            return self._shown(known)
         if len(self._waiting) >= self._settings.queue_max:
             raise queue_full(self._settings.queue_max)
         tags = self._tags[job.priority]

@@ -11,6 +11,7 @@ from redis.commands.core import AsyncScript
 
 from service.config import JobSettings, RedisSettings
 from service.domain.generation import Usage
+from service.domain.idempotency import other_body
 from service.domain.job import (
     DEADLINE_PASSED,
     LOST,
@@ -39,6 +40,8 @@ WATCHED_S = 5.0
 """A watcher counts as one for so long after it last looked."""
 GONE_S = 7 * 86_400.0
 """How long it is known, after that, that there was a result."""
+
+_OTHER_REQUEST = 2
 
 
 class RedisJobStore:
@@ -76,7 +79,10 @@ class RedisJobStore:
             job.priority,
             job.weight,
             deadline,
+            job.fingerprint,
         )
+        if accepted == _OTHER_REQUEST:
+            raise other_body()
         if not accepted:
             raise queue_full(self._settings.queue_max)
         return _job(job.id, record[0])
@@ -162,6 +168,7 @@ def _job(job_id: str, record: list[Any]) -> Job:
         priority=cast("Priority", fields["priority"].decode()),
         deadline_at=_time(fields, "deadline"),
         created_at=int(fields["created"]) / 1_000,
+        fingerprint=fields["fingerprint"].decode(),
         status=JobStatus(fields["status"].decode()),
         attempts=int(fields["attempts"]) - int(fields.get("released", 0)),
         fence=int(fields["attempts"]),

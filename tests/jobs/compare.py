@@ -47,6 +47,9 @@ async def main(names: list[str], jobs: int) -> None:
         )
         for text in found[:5]:
             print(f"  {text}", file=sys.stderr)
+        for seen in history.final.values():
+            if seen.state not in {"complete", "cancelled"}:
+                print(f"  {seen}", file=sys.stderr)
         if history.reruns_s:
             print(f"  median re-run {statistics.median(history.reruns_s):.1f} s", file=sys.stderr)
 

@@ -21,6 +21,7 @@ from service.providers.fake import FakeProvider, Script
 from service.providers.pool import ProviderPool
 from service.resources import Resources
 from service.serving.options import uvicorn_options
+from service.storage.idempotency import MemoryIdempotencyStore
 from service.storage.memory_jobs import MemoryJobStore
 from service.storage.memory_streams import MemoryStreamLog
 from service.storage.probe_board import MemoryProbeBoard
@@ -126,6 +127,7 @@ class _Parts:
                     stream_log=stream_log,
                     limiter=MemoryLimiter(clock=self.clock),
                     board=MemoryProbeBoard(self.clock),
+                    idempotency=MemoryIdempotencyStore(self.clock),
                     job_store=MemoryJobStore(settings.jobs, self.clock),
                     metrics=Metrics(CollectorRegistry()),
                     clock=self.clock,

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from service.errors import ServiceError
+from service.errors import ServiceError, UpstreamMisconfigured, mildest
 
 DOCS = Path(__file__).parents[2] / "docs" / "errors.md"
 
@@ -31,3 +31,11 @@ def test_an_error_at_a_field_names_it() -> None:
     error = next(kind for kind in _classes() if kind.code == "model_not_found").at("model", "no such")  # type: ignore[attr-defined]
     assert error.message == "model: no such"
     assert [(fault.field, fault.message) for fault in error.fields] == [("model", "no such")]
+
+
+def test_the_mildest_refusal_is_the_first_for_lack_of_funds_else_the_first() -> None:
+    wrong, other, broke, poor = (
+        UpstreamMisconfigured("", refused=refused) for refused in ("key", "key", "funds", "funds")
+    )
+    assert mildest([wrong, broke, poor]) is broke
+    assert mildest([other, wrong]) is other

@@ -11,7 +11,7 @@ from service.api.anthropic.render import message_body
 from service.api.anthropic.schemas import AnsweredMessage, ErrorResponse, MessagesRequest
 from service.api.bodies import documented_body, read_body, read_fields
 from service.api.deps import AllResources, Generation, TimedContext
-from service.api.disconnect import until_disconnect
+from service.api.idempotency import answered_once, documented_key
 from service.api.request_timeout import documented_timeout
 from service.api.responses import EVENT_STREAM
 from service.api.resumption import OVER, asks_for_stream, documented_headers, event_stream
@@ -33,7 +33,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 @router.post(
     "/messages",
     responses=_RESPONSES,
-    openapi_extra=documented_timeout(documented_headers(documented_body(MessagesRequest))),
+    openapi_extra=documented_key(documented_timeout(documented_headers(documented_body(MessagesRequest)))),
 )
 async def create_message(
     request: Request, resources: AllResources, generation: Generation, context: TimedContext
@@ -47,9 +47,11 @@ async def create_message(
         framing = AnthropicFraming(model=body.model, message_id=message_id, request_id=context.request_id)
         response = await event_stream(request, resources, context, generation.stream(asked, context), framing)
     else:
-        completion = await until_disconnect(request, generation.complete(asked, context))
-        response = Response(
-            message_body(completion, model=body.model, message_id=message_id), media_type="application/json"
-        )
+
+        async def answer() -> bytes:
+            completion = await generation.complete(asked, context)
+            return message_body(completion, model=body.model, message_id=message_id)
+
+        response = await answered_once(request, resources, context, answer)
     response.headers["request-id"] = context.request_id  # where the SDK looks for it
     return response

@@ -13,7 +13,7 @@ from service.api.anthropic.models import model_fields as anthropic_model_fields
 from service.api.anthropic.schemas import ErrorResponse as AnthropicErrorResponse
 from service.api.bodies import documented_body, read_body, read_fields
 from service.api.deps import AllResources, Context, Generation, TimedContext
-from service.api.disconnect import until_disconnect
+from service.api.idempotency import answered_once, documented_key
 from service.api.openai.framing import OpenAIFraming
 from service.api.openai.parse import embedding_request, generation_request
 from service.api.openai.render import completion_body, model_fields, model_list
@@ -54,7 +54,7 @@ AnthropicVersion = Annotated[
         **OVER,
         **failures(ErrorResponse),
     },
-    openapi_extra=documented_timeout(documented_headers(documented_body(ChatCompletionRequest))),
+    openapi_extra=documented_key(documented_timeout(documented_headers(documented_body(ChatCompletionRequest)))),
 )
 async def create_chat_completion(
     request: Request, resources: AllResources, generation: Generation, context: TimedContext
@@ -73,21 +73,30 @@ async def create_chat_completion(
             include_usage=asked.include_usage,
         )
         return await event_stream(request, resources, context, generation.stream(asked, context), framing)
-    completion = await until_disconnect(request, generation.complete(asked, context))
-    return _json(completion_body(completion, model=body.model, created=created, completion_id=completion_id))
+
+    async def answer() -> bytes:
+        completion = await generation.complete(asked, context)
+        return completion_body(completion, model=body.model, created=created, completion_id=completion_id)
+
+    return await answered_once(request, resources, context, answer)
 
 
 @router.post(
     "/embeddings",
     responses={200: {"model": EmbeddingList, "description": "The vectors."}, **failures(ErrorResponse)},
-    openapi_extra=documented_timeout(documented_body(EmbeddingsRequest)),
+    openapi_extra=documented_key(documented_timeout(documented_body(EmbeddingsRequest))),
 )
-async def create_embeddings(request: Request, generation: Generation, context: TimedContext) -> Response:
+async def create_embeddings(
+    request: Request, resources: AllResources, generation: Generation, context: TimedContext
+) -> Response:
     """Turn texts into vectors, as OpenAI's embeddings do."""
     body = await read_body(request, EmbeddingsRequest)
     asked = embedding_request(body, await read_fields(request))
-    result = await until_disconnect(request, generation.embed(asked, context))
-    return _json(result.raw)
+
+    async def answer() -> bytes:
+        return (await generation.embed(asked, context)).raw
+
+    return await answered_once(request, resources, context, answer)
 
 
 @router.get(

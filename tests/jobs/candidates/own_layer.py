@@ -94,7 +94,7 @@ class _Queue:
         answer = await self._client.get(f"/generate/async/{self._ids[job]}")
         assert answer.status_code == 200, answer.text
         fields = answer.json()
-        return State(fields["status"], fields.get("text"))
+        return State(fields["status"], fields["error"]["code"] if "error" in fields else fields.get("text"))
 
     async def cancel(self, job: str) -> bool:
         answer = await self._client.delete(f"/generate/async/{self._ids[job]}")
