@@ -459,7 +459,7 @@ class JobSettings(Section):
     """Jobs that may wait; one more is refused with 503."""
     result_ttl_s: Seconds = 86_400.0
     """How long a finished job can be asked for."""
-    attempts_max: Count = 3
+    attempts_max: Count = 5
     """How often a job is begun before it fails: each time but the last, the process that worked on it died."""
     lease_s: float = Field(15.0, ge=5, le=600, allow_inf_nan=False)
     """A job is begun again when nothing was heard for so long of the process that works on it."""

@@ -18,7 +18,7 @@
 --   watch ID WATCH_MS                               -> as get; whoever works on it is told that somebody looks
 --   cancel ID RESULT_MS GONE_MS                     -> as get
 --   claim COUNT LEASE_MS AWAY_MS ATTEMPTS RESULT_MS GONE_MS LOST EXPIRED    -> records
---   beat LEASE_MS (ID ATTEMPT TEXT)...              -> { ids that are not theirs any more, ids at which somebody looks }
+--   beat LEASE_MS AWAY_MS (ID ATTEMPT TEXT)...      -> { ids that are not theirs any more, ids at which somebody looks }
 --   finish ID ATTEMPT RESULT_MS GONE_MS STATUS (FIELD VALUE)...             -> 1, or 0 where it is not theirs any more
 --   release ID ATTEMPT WAIT_MS                      -> 1, or 0; it goes back, and this was no attempt
 --   depth                                           -> { interactive, batch, running, ms of the longest wait }
@@ -108,6 +108,19 @@ local function found(id)
   return { -1 }
 end
 
+-- Note that a worker was heard. If none could be for long, that was the store's fault, and says nothing of any of them.
+local function hear(lease_ms, away_ms)
+  local seen = tonumber(redis.call('GET', key('seen')) or '0')
+  if now - seen > away_ms then
+    for _, job in ipairs(redis.call('ZRANGEBYSCORE', key('leases'), '-inf', whole(now + lease_ms))) do
+      redis.call('ZADD', key('leases'), whole(now + lease_ms), job)
+    end
+  end
+  if now - seen > SEEN_MS then
+    redis.call('SET', key('seen'), whole(now))
+  end
+end
+
 local command = ARGV[1]
 local id = ARGV[2]
 
@@ -182,9 +195,9 @@ if command == 'release' then
 end
 
 if command == 'beat' then
-  redis.call('SET', key('seen'), whole(now))
+  hear(tonumber(ARGV[2]), tonumber(ARGV[3]))
   local stopped, watched = {}, {}
-  for at = 3, #ARGV, 3 do
+  for at = 4, #ARGV, 3 do
     local job = ARGV[at]
     if is_theirs(job, ARGV[at + 1]) then
       redis.call('ZADD', key('leases'), whole(now + ARGV[2]), job)
@@ -211,16 +224,7 @@ end
 local count, lease_ms, away_ms, attempts_max = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local result_ms, gone_ms, lost, expired = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8], ARGV[9]
 
-local seen = tonumber(redis.call('GET', key('seen')) or '0')
-if now - seen > SEEN_MS then
-  redis.call('SET', key('seen'), whole(now))
-end
-if now - seen > away_ms then
-  -- No worker could be heard for so long: that was the store's fault, and says nothing about any of them.
-  for _, job in ipairs(redis.call('ZRANGEBYSCORE', key('leases'), '-inf', whole(now + lease_ms))) do
-    redis.call('ZADD', key('leases'), whole(now + lease_ms), job)
-  end
-end
+hear(lease_ms, away_ms)
 
 for _, job in ipairs(redis.call('ZRANGEBYSCORE', key('deadlines'), '-inf', whole(now), 'LIMIT', 0, AT_ONCE)) do
   redis.call('HSET', key('job', job), 'error', expired)

@@ -114,7 +114,7 @@ class RedisJobStore:
     async def beat(self, beats: Sequence[Beat]) -> BeatAnswer:
         """See :class:`service.engine.jobs.JobStore`."""
         triples = (part for beat in beats for part in (beat.job_id, beat.fence, beat.progress or ""))
-        stopped, watched = await self._run("beat", _ms(self._settings.lease_s), *triples)
+        stopped, watched = await self._run("beat", _ms(self._settings.lease_s), _ms(self._away_s), *triples)
         return BeatAnswer(frozenset(_texts(stopped)), frozenset(_texts(watched)))
 
     async def finish(self, job: Job, outcome: JobOutcome) -> bool:

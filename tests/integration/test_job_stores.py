@@ -343,6 +343,16 @@ async def test_after_an_outage_of_the_store_nobody_is_taken_for_dead(redis_url: 
         assert await store.finish(claimed, DONE)
 
 
+async def test_who_speaks_first_after_an_outage_does_not_take_the_others_jobs(redis_url: str) -> None:
+    async with redis_store(redis_url, away_s=AWAY_S) as store:
+        await submitted(store, job(), job())
+        first, second = await store.claim(2)
+        await asyncio.sleep(LEASE_S + AWAY_S)
+        assert not (await store.beat([Beat(first.id, first.fence)])).stopped
+        assert await store.claim(2) == []
+        assert not (await store.beat([Beat(second.id, second.fence)])).stopped
+
+
 async def test_a_store_that_is_away_says_so() -> None:
     with own_redis() as server:
         async with redis_store(server.url) as store:
