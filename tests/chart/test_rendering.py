@@ -367,3 +367,15 @@ def test_extra_objects_and_environment_are_templates() -> None:
     objects = render(values)
     assert {"name": "RELEASE", "value": "try"} in pod(objects)["spec"]["containers"][0]["env"]
     assert one(objects, "ConfigMap", "try-more")
+
+
+def test_names_of_the_longest_release_fit_into_labels() -> None:
+    name = "a" * 53
+    text = run(
+        *("helm", "template", name, str(CHART), "--kube-version", "1.34.0"),
+        *("--set", "redis.enabled=true,replicas=2,worker.enabled=true"),
+    )
+    for item in yaml.safe_load_all(text):
+        length = len(item["metadata"]["name"])
+        # The controller adds a dash and a hash to a StatefulSet's name, and labels its pods with that.
+        assert length + (11 if item["kind"] == "StatefulSet" else 0) <= 63 or item["kind"] == "ConfigMap"

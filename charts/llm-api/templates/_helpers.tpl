@@ -1,12 +1,12 @@
-{{/* Names, labels, the image. */}}
+{{/* Names, labels, the image. A StatefulSet named NAME-redis puts that and 11 characters more into a label, which takes 63. */}}
 
 {{- define "llm-api.fullname" -}}
 {{- if .Values.fullnameOverride -}}
-{{ .Values.fullnameOverride | trunc 50 | trimSuffix "-" }}
+{{ .Values.fullnameOverride | trunc 46 | trimSuffix "-" }}
 {{- else if contains (.Values.nameOverride | default .Chart.Name) .Release.Name -}}
-{{ .Release.Name | trunc 50 | trimSuffix "-" }}
+{{ .Release.Name | trunc 46 | trimSuffix "-" }}
 {{- else -}}
-{{ printf "%s-%s" .Release.Name (.Values.nameOverride | default .Chart.Name) | trunc 50 | trimSuffix "-" }}
+{{ printf "%s-%s" .Release.Name (.Values.nameOverride | default .Chart.Name) | trunc 46 | trimSuffix "-" }}
 {{- end -}}
 {{- end }}
 
