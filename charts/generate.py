@@ -39,6 +39,7 @@ NOT_TO_SET = {
     "DrainSettings": ("delay_s", "timeout_s"),
     "AdmissionSettings": ("replicas",),
     "JobSettings": ("worker",),
+    "WebhookSettings": ("secrets",),
     "RedisSettings": ("url",),
     "AuthSettings": ("enabled", "keys_file"),
     "ProviderSettings": ("keys", "key_files"),

@@ -12,6 +12,7 @@ from service.admission.fallback import FallbackLimiter
 from service.admission.memory import MemoryLimiter
 from service.admission.redis import RedisLimiter
 from service.api.job_routes import JOB_ROUTES
+from service.api.job_state import job_event
 from service.auth.authenticator import KeyAuthenticator
 from service.auth.base import TicketStore
 from service.config import Profile, ProviderKind, ProviderSettings, Settings, takes_jobs
@@ -48,7 +49,10 @@ from service.storage.redis_streams import RedisStreamLog
 from service.storage.tickets import MemoryTicketStore, RedisTicketStore
 from service.telemetry.metrics import Metrics
 from service.telemetry.server import open_metrics_server
+from service.webhooks.secrets import WebhookSecrets
+from service.webhooks.sender import WebhookSender
 from service.worker.loop import Worker
+from service.worker.webhooks import WebhookDelivery
 
 
 @asynccontextmanager
@@ -213,6 +217,7 @@ async def assemble(
             clock=clock,
         )
         await stack.enter_async_context(worker.running())
+        await stack.enter_async_context(_delivery(await _sender(stack, settings, clock), job_store, settings, metrics))
     if source is not None:
         # What goes by what else stands in this order; what opens something has to be the last.
         parts: tuple[Reloadable, ...] = (
@@ -241,6 +246,26 @@ async def assemble(
         idempotency=Idempotency(store=idempotency, drain=drain),
         readiness=readiness,
     )
+
+
+async def _sender(stack: AsyncExitStack, settings: Settings, clock: Clock) -> WebhookSender:
+    webhooks = settings.webhooks
+    sender = WebhookSender(
+        secrets=WebhookSecrets(webhooks),
+        allow_http=bool(webhooks.allow_http),
+        allow_networks=webhooks.allow_networks or (),
+        timeout_s=webhooks.timeout_s,
+        clock=clock,
+    )
+    return await stack.enter_async_context(sender.opened())
+
+
+def _delivery(
+    sender: WebhookSender, store: JobStore, settings: Settings, metrics: Metrics
+) -> AbstractAsyncContextManager[None]:
+    return WebhookDelivery(
+        store=store, sender=sender, write=job_event, timeout_s=settings.webhooks.timeout_s, metrics=metrics
+    ).running()
 
 
 def _wants_store(settings: Settings) -> bool:

@@ -1,8 +1,7 @@
 """``/generate/async``: prompts that are accepted now and answered later."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import orjson
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
@@ -10,29 +9,20 @@ from service.api.bodies import documented_body, read_body
 from service.api.deps import AllResources, Context, Jobs
 from service.api.idempotency import documented_key, idempotency_key
 from service.api.job_routes import GENERATE
+from service.api.job_state import job_state
 from service.api.job_stream import JobFraming
 from service.api.responses import CALLER, EVENT_STREAM, json_response, problems
-from service.api.schemas import AsyncGenerateBody, AsyncQuery, JobAccepted, JobFault, JobState
+from service.api.schemas import AsyncGenerateBody, AsyncQuery, JobAccepted, JobState
 from service.api.streaming import EventStreamResponse
-from service.domain.generation import FinishReason
-from service.domain.job import Job, JobStatus
-from service.domain.limits import NANO
+from service.domain.job import Job
 from service.engine.job_watch import watched
 from service.errors import InvalidRequest, JobNotFound
+from service.webhooks.address import Forbidden, check_url
 
 router = APIRouter(tags=["jobs"])
 
 POLL_AFTER_S = 1
 """What ``Retry-After`` suggests to whoever polls."""
-
-_STATUS: dict[JobStatus, Literal["pending", "complete", "failed", "cancelled", "expired"]] = {
-    JobStatus.QUEUED: "pending",
-    JobStatus.IN_PROGRESS: "pending",
-    JobStatus.COMPLETE: "complete",
-    JobStatus.FAILED: "failed",
-    JobStatus.CANCELLED: "cancelled",
-    JobStatus.EXPIRED: "expired",
-}
 
 NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": JobState, "description": "No such job, or someone else's"}}
 _LOOKUP = {**NOT_FOUND, **problems(401, 403, 410, 422, 429, 503)}
@@ -45,7 +35,13 @@ _LOOKUP = {**NOT_FOUND, **problems(401, 403, 410, 422, 429, 503)}
     responses=problems(*CALLER, 503),
     openapi_extra=documented_key(documented_body(AsyncGenerateBody, required=False)),
 )
-async def submit(request: Request, jobs: Jobs, context: Context, query: Annotated[AsyncQuery, Query()]) -> Response:
+async def submit(
+    request: Request,
+    resources: AllResources,
+    jobs: Jobs,
+    context: Context,
+    query: Annotated[AsyncQuery, Query()],
+) -> Response:
     """Accept a prompt, in the body or as the query's `prompt`, and name the job that will answer it."""
     has_body = bool(await request.body())
     if has_body and query.prompt is not None:
@@ -62,6 +58,7 @@ async def submit(request: Request, jobs: Jobs, context: Context, query: Annotate
         context,
         priority=body.priority,
         deadline_s=body.deadline_s,
+        webhook=_checked(body.webhook, resources),
         key=await idempotency_key(request, context),
     )
     location = {"Location": f"/generate/async/{job.id}", "Retry-After": str(POLL_AFTER_S)}
@@ -112,35 +109,23 @@ async def cancel(job_id: str, jobs: Jobs, context: Context) -> Response:
     return _answer(job)
 
 
+def _checked(webhook: str | None, resources: AllResources) -> str | None:
+    if webhook is None:
+        return None
+    settings = resources.settings.webhooks
+    if not settings.secrets and not settings.secret_files:
+        raise InvalidRequest.at("webhook", "is not offered here: messages could not be signed (webhooks.secrets)")
+    try:
+        check_url(webhook, allow_http=bool(settings.allow_http), allow_networks=settings.allow_networks or ())
+    except Forbidden as error:
+        raise InvalidRequest.at("webhook", str(error)) from None
+    return webhook
+
+
 def _not_found(job_id: str) -> Response:
     return json_response(JobState(job_id=job_id, status="not_found"), status=404)
 
 
 def _answer(job: Job) -> Response:
     headers = None if job.status.final else {"Retry-After": str(POLL_AFTER_S)}
-    return json_response(_state(job), headers=headers)
-
-
-def _state(job: Job) -> JobState:
-    state = JobState.model_construct(
-        job_id=job.id,
-        status=_STATUS[job.status],
-        state=job.status.value,
-        position=job.position,
-        attempts=job.attempts,
-        created_at=job.created_at,
-        started_at=job.started_at,
-        finished_at=job.finished_at,
-        expires_at=job.expires_at,
-        cost_usd=None if job.cost_nano_usd is None else job.cost_nano_usd / NANO,
-    )
-    if job.answer is not None:
-        answer = orjson.loads(job.answer)
-        state.text = answer["text"]
-        state.model = answer["model"]
-        state.prompt_tokens = answer["prompt_tokens"]
-        state.completion_tokens = answer["completion_tokens"]
-        state.finish_reason = FinishReason(answer["finish_reason"])
-    if job.error is not None:
-        state.error = JobFault(code=job.error.code, detail=job.error.detail, retryable=job.error.retryable)
-    return state
+    return json_response(job_state(job), headers=headers)

@@ -51,6 +51,10 @@ class AsyncGenerateBody(GenerateBody):
     deadline_s: Annotated[float, Field(gt=0, le=604_800, allow_inf_nan=False)] | None = Field(
         None, description="Seconds after which the answer is of no use: then the job ends as `expired`."
     )
+    webhook: Annotated[str, StringConstraints(min_length=1, max_length=2_048)] | None = Field(
+        None,
+        description="An `https://` address that is told how it ended, by the Standard Webhooks specification.",
+    )
 
 
 class StreamQuery(BaseModel):
@@ -175,6 +179,8 @@ class JobState(BaseModel):
     finished_at: float | None = None
     expires_at: float | None = None
     """Until when the result can be asked for."""
+    webhook: Literal["pending", "delivered", "failed"] | None = None
+    """Whether the address that was given has been told."""
     cost_usd: float | None = None
     """Where the model has a price."""
     error: JobFault | None = None

@@ -42,6 +42,7 @@ from service.config.sections import (
     Settings,
     StreamSettings,
     TimeoutSettings,
+    WebhookSettings,
 )
 from service.config.sources import load_settings
 
@@ -75,6 +76,7 @@ __all__ = [
     "Settings",
     "StreamSettings",
     "TimeoutSettings",
+    "WebhookSettings",
     "digest_of",
     "effective_yaml",
     "fits_a_header",

@@ -32,6 +32,9 @@ PRODUCTION_DELAY_S = 10.0
 gateway behind it 10 s and more."""
 
 
+LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
+
+
 @dataclass(frozen=True, slots=True)
 class Installed:
     """What the extra ``local`` brings."""
@@ -93,6 +96,13 @@ def with_profile_defaults(settings: Settings, embedded_model: bool) -> Settings:
         ),
         auth=_changed(
             settings.auth, enabled=not open_to_all if settings.auth.enabled is None else settings.auth.enabled
+        ),
+        webhooks=_changed(
+            settings.webhooks,
+            allow_http=development if settings.webhooks.allow_http is None else settings.webhooks.allow_http,
+            allow_networks=(LOOPBACK if development else ())
+            if settings.webhooks.allow_networks is None
+            else settings.webhooks.allow_networks,
         ),
         drain=_changed(
             settings.drain,

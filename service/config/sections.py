@@ -22,6 +22,7 @@ from pydantic import (
 
 from service.config.keys import checked_key, fits_a_header, keys_by_name
 from service.config.store_address import checked_store_address
+from service.config.webhook_secret import secret_bytes
 
 
 class Section(BaseModel):
@@ -467,6 +468,35 @@ class JobSettings(Section):
     """How long a stop waits for the jobs that run; what runs longer goes back into the queue."""
 
 
+class WebhookSettings(Section):
+    """Telling callers' servers how their jobs ended."""
+
+    secrets: Annotated[
+        tuple[SecretStr, ...], BeforeValidator(split_list, json_schema_input_type=list[SecretStr] | SecretStr)
+    ] = ()
+    """Secrets with which messages are signed, ``whsec_…``: all of them sign each message, so that receivers can change
+    theirs in between. Without any, jobs with a webhook are refused."""
+    secret_files: Annotated[tuple[Path, ...], BeforeValidator(split_list, json_schema_input_type=list[Path] | str)] = ()
+    """Files with such a secret each; read again when they change."""
+    allow_http: bool | None = None
+    """Whether addresses may be ``http://``; in development yes, in production no when left out."""
+    allow_networks: Annotated[
+        tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] | None,
+        BeforeValidator(split_list, json_schema_input_type=list[str] | str | None),
+    ] = None
+    """Networks that are not of the public internet and may be told all the same; in development this machine's
+    loopback, in production none when left out."""
+    timeout_s: Seconds = 15.0
+    """How long a receiver may take to answer."""
+
+    @field_validator("secrets")
+    @classmethod
+    def _are_strong(cls, secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for secret in secrets:
+            secret_bytes(secret.get_secret_value())
+        return secrets
+
+
 class EmbeddedSettings(Section):
     """What development starts by itself."""
 
@@ -507,5 +537,7 @@ class Settings(Section):
     """What a stop does to what runs."""
     jobs: JobSettings = JobSettings()
     """Background jobs."""
+    webhooks: WebhookSettings = WebhookSettings()
+    """Telling callers' servers how their jobs ended."""
     embedded: EmbeddedSettings = EmbeddedSettings()
     """What development starts by itself."""

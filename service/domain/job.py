@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Self
+from typing import Literal, NamedTuple, Self
 
 from service.domain.generation import Usage
 from service.domain.principal import Priority
 from service.errors import Overloaded
+
+WebhookStatus = Literal["pending", "delivered", "failed"]
 
 
 class JobStatus(StrEnum):
@@ -51,6 +53,10 @@ class Job:
     """The principal's share of the queue against others."""
     deadline_at: float | None = None
     """After which nobody wants the answer."""
+    webhook: str | None = None
+    """The address that is told how it ended."""
+    webhook_status: WebhookStatus | None = None
+    """How far that has come; None without an address."""
     fingerprint: str = ""
     """Of the request, where the id follows from an idempotency key."""
     created_at: float = 0.0
@@ -140,6 +146,14 @@ class QueueDepth:
     running: int
     oldest_wait_s: float
     """How long the oldest of those that wait has waited; 0 where none does."""
+
+
+class DueWebhook(NamedTuple):
+    """A job of which its caller's server is to be told."""
+
+    job: Job
+    attempt: int
+    """From 1."""
 
 
 LOST = JobError(

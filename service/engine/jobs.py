@@ -14,12 +14,14 @@ from service.domain.job import (
     DEADLINE_PASSED,
     Beat,
     BeatAnswer,
+    DueWebhook,
     GoneJob,
     Job,
     JobError,
     JobOutcome,
     JobStatus,
     QueueDepth,
+    WebhookStatus,
 )
 from service.domain.principal import Principal, Priority, RequestContext
 from service.engine.generation import GenerationService
@@ -91,6 +93,14 @@ class JobStore(Protocol):
         """Return how much there is to do."""
         ...
 
+    async def due_webhooks(self, count: int, hold_s: float) -> Sequence[DueWebhook]:
+        """Take up to so many jobs of whose end a server is to be told; nobody else has them for ``hold_s``."""
+        ...
+
+    async def settle_webhook(self, job_id: str, status: WebhookStatus, *, wait_s: float = 0.0) -> None:
+        """Note what became of an attempt; while it is ``pending``, the next comes when ``wait_s`` are over."""
+        ...
+
 
 class JobNews:
     """What callers did in this process, so that a worker beside them need not look for it."""
@@ -139,6 +149,7 @@ class JobService:
         *,
         priority: Priority | None = None,
         deadline_s: float | None = None,
+        webhook: str | None = None,
         key: IdempotencyKey | None = None,
     ) -> Job:
         """Accept what ``route`` would be sent, to be done later; once for each ``key``.
@@ -157,6 +168,8 @@ class JobService:
             priority="batch" if "batch" in (priority, principal.priority) else "interactive",
             weight=principal.weight,
             deadline_at=None if deadline_s is None else now + deadline_s,
+            webhook=webhook,
+            webhook_status=None if webhook is None else "pending",
             fingerprint="" if key is None else key.fingerprint,
             created_at=now,
         )

@@ -10,9 +10,10 @@
 --   deferred            sorted set of jobs that wait for a time
 --   leases              sorted set of the jobs that run, by the time until which their worker need not be heard
 --   deadlines           sorted set of the jobs that have one and are not over
+--   outbox              sorted set of the jobs that are over and of which a server is to be told, by when
 --   seen                when a worker was heard last
 --
---   submit ID QUEUE_MAX PRINCIPAL ROUTE BODY PRIORITY WEIGHT DEADLINE|0 FINGERPRINT
+--   submit ID QUEUE_MAX PRINCIPAL ROUTE BODY PRIORITY WEIGHT DEADLINE|0 FINGERPRINT WEBHOOK
 --                                                   -> { 1, record }, { 0 }: the queue is full, { 2 }: another has this id
 --   get ID                                          -> { 1, record }, { 0, principal } where it is gone, or { -1 }
 --   watch ID WATCH_MS                               -> as get; whoever works on it is told that somebody looks
@@ -21,6 +22,8 @@
 --   beat LEASE_MS AWAY_MS (ID ATTEMPT TEXT)...      -> { ids that are not theirs any more, ids at which somebody looks }
 --   finish ID ATTEMPT RESULT_MS GONE_MS STATUS (FIELD VALUE)...             -> 1, or 0 where it is not theirs any more
 --   release ID ATTEMPT WAIT_MS                      -> 1, or 0; it goes back, and this was no attempt
+--   hooks COUNT HOLD_MS                             -> { id, attempt, record }..., which are nobody else's for so long
+--   hooked ID STATUS WAIT_MS                        -> 1; while the status is pending, it is due again after that
 --   depth                                           -> { interactive, batch, running, ms of the longest wait }
 -- A record is { now, position or -1, field, value, ... }. LOST and EXPIRED are errors, as JSON.
 local prefix = KEYS[1]
@@ -69,6 +72,9 @@ local function finish(id, status, result_ms, gone_ms)
   redis.call('ZREM', key('deadlines'), id)
   redis.call('HSET', job, 'status', status, 'finished', whole(now), 'expires', whole(now + result_ms))
   redis.call('HDEL', job, 'body', 'progress', 'watched')
+  if redis.call('HEXISTS', job, 'webhook') == 1 then
+    redis.call('ZADD', key('outbox'), whole(now), id)
+  end
   redis.call('PEXPIRE', job, result_ms)
   redis.call('SET', key('gone', id), redis.call('HGET', job, 'principal'), 'PX', result_ms + gone_ms)
 end
@@ -151,6 +157,9 @@ if command == 'submit' then
     'priority', priority, 'created', whole(now), 'attempts', '0', 'member', member, 'tag', whole(tag),
     'fingerprint', ARGV[10])
   redis.call('DEL', key('gone', id))
+  if ARGV[11] ~= '' then
+    redis.call('HSET', key('job', id), 'webhook', ARGV[11], 'webhook_status', 'pending')
+  end
   if ARGV[9] ~= '0' then
     redis.call('HSET', key('job', id), 'deadline', ARGV[9])
     redis.call('ZADD', key('deadlines'), ARGV[9], id)
@@ -212,6 +221,32 @@ if command == 'beat' then
     end
   end
   return { stopped, watched }
+end
+
+if command == 'hooks' then
+  local due = {}
+  for _, job in ipairs(redis.call('ZRANGEBYSCORE', key('outbox'), '-inf', whole(now), 'LIMIT', 0, ARGV[2])) do
+    if redis.call('EXISTS', key('job', job)) == 1 then
+      redis.call('ZADD', key('outbox'), whole(now + ARGV[3]), job)
+      local attempt = redis.call('HINCRBY', key('job', job), 'webhook_attempts', 1)
+      table.insert(due, { job, attempt, record(job) })
+    else -- its result is not kept any more, so there is nothing to tell
+      redis.call('ZREM', key('outbox'), job)
+    end
+  end
+  return due
+end
+
+if command == 'hooked' then
+  if redis.call('EXISTS', key('job', id)) == 1 then
+    redis.call('HSET', key('job', id), 'webhook_status', ARGV[3])
+  end
+  if ARGV[3] == 'pending' then
+    redis.call('ZADD', key('outbox'), whole(now + ARGV[4]), id)
+  else
+    redis.call('ZREM', key('outbox'), id)
+  end
+  return 1
 end
 
 if command == 'depth' then

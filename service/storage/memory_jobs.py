@@ -12,11 +12,13 @@ from service.domain.job import (
     DEADLINE_PASSED,
     Beat,
     BeatAnswer,
+    DueWebhook,
     GoneJob,
     Job,
     JobOutcome,
     JobStatus,
     QueueDepth,
+    WebhookStatus,
     queue_full,
 )
 from service.domain.principal import Priority
@@ -37,6 +39,7 @@ class _Kept:
     number: int
     watched_until: float = 0.0
     not_before: float = 0.0
+    webhook_attempts: int = 0
 
 
 class MemoryJobStore:
@@ -56,6 +59,8 @@ class MemoryJobStore:
         self._waiting: OrderedDict[str, None] = OrderedDict()
         self._running: dict[str, None] = {}
         self._deadlines: set[str] = set()
+        self._outbox: dict[str, float] = {}
+        """Jobs of which a server is to be told, and when."""
         self._finished: OrderedDict[str, None] = OrderedDict()
         self._gone: OrderedDict[str, GoneJob] = OrderedDict()
         self._count = 0
@@ -179,6 +184,29 @@ class MemoryJobStore:
         created_at = min((self._kept[job_id].job.created_at for job_id in self._waiting), default=now)
         return QueueDepth(waiting, len(self._running), max(0.0, now - created_at))
 
+    async def due_webhooks(self, count: int, hold_s: float) -> Sequence[DueWebhook]:
+        """See :class:`service.engine.jobs.JobStore`."""
+        self._forget_old()
+        now = self._clock.wall()
+        due: list[DueWebhook] = []
+        for job_id in [job_id for job_id, at in self._outbox.items() if at <= now][:count]:
+            kept = self._kept[job_id]
+            self._outbox[job_id] = now + hold_s
+            kept.webhook_attempts += 1
+            due.append(DueWebhook(kept.job, kept.webhook_attempts))
+        return due
+
+    async def settle_webhook(self, job_id: str, status: WebhookStatus, *, wait_s: float = 0.0) -> None:
+        """See :class:`service.engine.jobs.JobStore`."""
+        kept = self._kept.get(job_id)
+        if kept is None:
+            return
+        kept.job = replace(kept.job, webhook_status=status)
+        if status == "pending":
+            self._outbox[job_id] = self._clock.wall() + wait_s
+        else:
+            self._outbox.pop(job_id, None)
+
     def _theirs(self, job_id: str, fence: int) -> _Kept | None:
         kept = self._kept.get(job_id)
         if kept is None or kept.job.status is not JobStatus.IN_PROGRESS or kept.job.fence != fence:
@@ -209,6 +237,8 @@ class MemoryJobStore:
         self._deadlines.discard(job_id)
         kept.job = kept.job.ended(outcome, finished_at=now, expires_at=now + self._settings.result_ttl_s)
         self._finished[job_id] = None
+        if kept.job.webhook is not None:
+            self._outbox[job_id] = now
 
     def _expire(self) -> None:
         now = self._clock.wall()
@@ -225,5 +255,6 @@ class MemoryJobStore:
                 return
             self._gone[job_id] = GoneJob(self._kept[job_id].job.principal)
             del self._finished[job_id], self._kept[job_id]
+            self._outbox.pop(job_id, None)
             if len(self._gone) > remembered_max:
                 self._gone.popitem(last=False)

@@ -17,12 +17,14 @@ from service.domain.job import (
     LOST,
     Beat,
     BeatAnswer,
+    DueWebhook,
     GoneJob,
     Job,
     JobError,
     JobOutcome,
     JobStatus,
     QueueDepth,
+    WebhookStatus,
     queue_full,
 )
 from service.domain.principal import Priority
@@ -80,6 +82,7 @@ class RedisJobStore:
             job.weight,
             deadline,
             job.fingerprint,
+            job.webhook or "",
         )
         if accepted == _OTHER_REQUEST:
             raise other_body()
@@ -138,6 +141,15 @@ class RedisJobStore:
         interactive, batch, running, oldest_ms = await self._run("depth")
         return QueueDepth({"interactive": interactive, "batch": batch}, running, int(oldest_ms) / 1_000)
 
+    async def due_webhooks(self, count: int, hold_s: float) -> Sequence[DueWebhook]:
+        """See :class:`service.engine.jobs.JobStore`."""
+        due = await self._run("hooks", count, _ms(hold_s))
+        return [DueWebhook(_job(job_id.decode(), record), attempt) for job_id, attempt, record in due]
+
+    async def settle_webhook(self, job_id: str, status: WebhookStatus, *, wait_s: float = 0.0) -> None:
+        """See :class:`service.engine.jobs.JobStore`."""
+        await self._run("hooked", job_id, status, _ms(wait_s))
+
     def _kept(self) -> tuple[int, int]:
         return _ms(self._settings.result_ttl_s), _ms(GONE_S)
 
@@ -168,6 +180,8 @@ def _job(job_id: str, record: list[Any]) -> Job:
         priority=cast("Priority", fields["priority"].decode()),
         deadline_at=_time(fields, "deadline"),
         created_at=int(fields["created"]) / 1_000,
+        webhook=fields["webhook"].decode() if "webhook" in fields else None,
+        webhook_status=cast("WebhookStatus", fields["webhook_status"].decode()) if "webhook" in fields else None,
         fingerprint=fields["fingerprint"].decode(),
         status=JobStatus(fields["status"].decode()),
         attempts=int(fields["attempts"]) - int(fields.get("released", 0)),

@@ -279,6 +279,12 @@ class Metrics:
             "Attempts at background jobs that ended without effect: cancelled, or given to another process.",
             registry=registry,
         )
+        self.webhooks = Counter(
+            "llm_api_webhooks_total",
+            "Attempts to tell a server how a job ended, by what became of them: delivered, failed or refused.",
+            ["outcome"],
+            registry=registry,
+        )
         self.jobs_waiting = Gauge(
             "llm_api_jobs_waiting",
             "Background jobs that wait, of all processes together.",

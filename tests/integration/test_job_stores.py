@@ -273,6 +273,48 @@ async def test_depth_tells_what_there_is_to_do(store: JobStore) -> None:
     assert 0.04 <= depth.oldest_wait_s < 5
 
 
+@pytest.mark.parametrize("end", ["finish", "cancel", "expire"])
+async def test_whoever_gave_an_address_is_told_however_the_job_ended(store: JobStore, end: str) -> None:
+    deadline_at = SystemClock().wall() + 0.1 if end == "expire" else None
+    told, _ = await submitted(
+        store,
+        replace(job(), webhook="https://example.com/hook", webhook_status="pending", deadline_at=deadline_at),
+        job(),
+    )
+    assert (await found(store, told)).webhook_status == "pending"
+    claimed = await store.claim(2)
+    assert await store.due_webhooks(9, 30) == []
+    if end == "cancel":
+        await store.cancel(told)
+    elif end == "expire":
+        await asyncio.sleep(0.15)
+        await store.claim(1)
+    else:
+        await store.finish(claimed[0], DONE)
+    await store.finish(claimed[1], DONE)
+    ((due, attempt),) = await store.due_webhooks(9, 30)
+    assert (due, attempt) == (await found(store, told), 1)
+    assert due.webhook == "https://example.com/hook"
+    # Held by whoever took it.
+    assert await store.due_webhooks(9, 30) == []
+
+
+async def test_a_message_is_due_until_it_is_settled(store: JobStore) -> None:
+    (job_id,) = await submitted(store, replace(job(), webhook="https://example.com", webhook_status="pending"))
+    await store.cancel(job_id)
+    assert [attempt for _, attempt in await store.due_webhooks(9, 0.05)] == [1]
+    await asyncio.sleep(0.1)  # whoever held it has died
+    assert [attempt for _, attempt in await store.due_webhooks(9, 30)] == [2]
+    await store.settle_webhook(job_id, "pending", wait_s=0.1)
+    assert await store.due_webhooks(9, 30) == []
+    await asyncio.sleep(0.15)
+    assert [attempt for _, attempt in await store.due_webhooks(9, 30)] == [3]
+    await store.settle_webhook(job_id, "delivered")
+    assert (await found(store, job_id)).webhook_status == "delivered"
+    await asyncio.sleep(0.05)
+    assert await store.due_webhooks(9, 30) == []
+
+
 @pytest.mark.parametrize("kind", ["memory", "redis"])
 async def test_of_an_old_result_is_known_that_there_was_one(kind: str, redis_url: str) -> None:
     async with redis_store(redis_url, result_ttl_s=0.1) as in_redis:

@@ -24,12 +24,13 @@ ALLOWED: dict[str, set[str]] = {
     "auth": EDGE | {"telemetry"},
     "engine": ENGINE,
     "resources": EDGE | {"engine", "auth", "telemetry"},
-    "api": EDGE | {"engine", "auth", "telemetry", "resources"},
+    "api": EDGE | {"engine", "auth", "telemetry", "resources", "webhooks.address"},
     "reloading": {"config", "telemetry"},
-    "worker": EDGE | {"engine", "telemetry"},
+    "webhooks": EDGE,
+    "worker": EDGE | {"engine", "telemetry", "webhooks"},
     "wiring": EDGE
     | {"engine", "auth", "telemetry", "resources", "reloading", "providers", "storage", "admission", "worker"}
-    | {"api.job_routes"},
+    | {"api.job_routes", "api.job_state", "webhooks"},
     "shutdown": {"engine", "config", "telemetry"},
     "app": {"api", "wiring", "resources", "shutdown", "config", "telemetry", "errors"},
     "asgi": {"app", "config", "wiring"},

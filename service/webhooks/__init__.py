@@ -1,0 +1,1 @@
+"""Telling callers' servers how their jobs ended, by the Standard Webhooks specification."""

@@ -1,0 +1,123 @@
+"""Sends one signed message, to an address that was checked when its name had been looked up."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from enum import Enum
+from ipaddress import ip_address
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from typing_extensions import override
+
+from service.domain.clock import Clock
+from service.webhooks.address import Forbidden, Network, check_address, check_url
+from service.webhooks.signature import signed_headers
+
+GONE = 410
+"""The receiver wants no more of it, by the specification."""
+
+
+class Sent(Enum):
+    """What became of one attempt."""
+
+    DELIVERED = "delivered"
+    FAILED = "failed"
+    """To be tried again: no answer in time, or none of 2xx. A redirect is not followed."""
+    REFUSED = "refused"
+    """Not to be tried again: the receiver is gone, or may not be reached."""
+
+
+class WebhookSender:
+    """Sends messages over connections of its own, to public addresses and those of networks that are allowed."""
+
+    def __init__(
+        self,
+        *,
+        secrets: Callable[[], Sequence[bytes]],
+        allow_http: bool,
+        allow_networks: Sequence[Network],
+        timeout_s: float,
+        clock: Clock,
+    ) -> None:
+        self._secrets = secrets
+        self._allow_http = allow_http
+        self._allow_networks = allow_networks
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._session: aiohttp.ClientSession | None = None
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator["WebhookSender"]:
+        """Give the sender, with its connections."""
+        connector = aiohttp.TCPConnector(
+            resolver=_CheckedResolver(self._allow_networks), use_dns_cache=False, force_close=True
+        )
+        # Whatever proxy the environment names, it would look the name up itself.
+        async with aiohttp.ClientSession(
+            connector=connector, timeout=aiohttp.ClientTimeout(total=self._timeout_s), trust_env=False
+        ) as self._session:
+            yield self
+
+    async def send(self, url: str, message_id: str, body: bytes) -> tuple[Sent, str]:
+        """Send a message; tell what became of it, and why in a few words."""
+        if self._session is None:
+            raise AssertionError("the sender is not opened")
+        try:
+            check_url(url, allow_http=self._allow_http, allow_networks=self._allow_networks)
+        except Forbidden as error:
+            return Sent.REFUSED, str(error)
+        headers = signed_headers(self._secrets(), message_id=message_id, timestamp=int(self._clock.wall()), body=body)
+        headers["content-type"] = "application/json"
+        try:
+            async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as answer:
+                status = answer.status
+        except _NotPublicError as error:
+            return Sent.REFUSED, str(error)
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            if isinstance(error.__cause__, _NotPublicError):
+                return Sent.REFUSED, str(error.__cause__)
+            return Sent.FAILED, type(error).__name__
+        if 200 <= status < 300:  # noqa: PLR2004 - the class of success
+            return Sent.DELIVERED, str(status)
+        return (Sent.REFUSED if status == GONE else Sent.FAILED), str(status)
+
+
+class _NotPublicError(OSError):
+    """The name leads where webhooks may not go."""
+
+
+class _CheckedResolver(AbstractResolver):
+    """Looks names up, and gives only what was checked: what is connected to is what was looked at (no rebinding)."""
+
+    def __init__(self, allow_networks: Sequence[Network]) -> None:
+        self._allow_networks = allow_networks
+
+    @override
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
+        results: list[ResolveResult] = []
+        for number, _, protocol, _, address in found:
+            try:
+                check_address(ip_address(str(address[0]).partition("%")[0]), self._allow_networks)
+            except Forbidden as error:
+                # Not even one: who answers with several may mean the private one.
+                raise _NotPublicError(str(error)) from None
+            results.append(
+                ResolveResult(
+                    hostname=host,
+                    host=str(address[0]),
+                    port=port,
+                    family=number,
+                    proto=protocol,
+                    flags=socket.AI_NUMERICHOST,
+                )
+            )
+        return results
+
+    @override
+    async def close(self) -> None:
+        """Keep nothing."""
