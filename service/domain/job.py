@@ -65,6 +65,8 @@ class Job:
     """How often it was begun, but for what was given back."""
     fence: int = 0
     """How often it was begun at all: the newest attempt has this number, and no other can finish the job."""
+    setbacks: int = 0
+    """How often its providers failed it, and it was put back."""
     position: int | None = None
     """How many are before it, while it is queued; others' jobs may still come between."""
     started_at: float | None = None

@@ -48,6 +48,8 @@ WAIT_MAX_S = 60.0
 ID_PREFIX = "job_"
 KEYED_DIGITS = 40
 """Of a key's digest: 160 bits, which nobody guesses who does not know the key."""
+SETBACKS_S = (5.0, 30.0, 120.0, 600.0)
+"""How long a job waits after each failure of its providers, retries and other routes included, before it fails."""
 TRIES_MAX = 3
 """Calls of one attempt that broke off after their first content, where nobody keeps what came."""
 
@@ -85,8 +87,11 @@ class JobStore(Protocol):
         """Write how an attempt ended; False where the job was not this attempt's any more, and nothing has changed."""
         ...
 
-    async def release(self, job: Job, *, wait_s: float = 0.0) -> bool:
-        """Put a job back in its place without an attempt; it is not begun again before ``wait_s`` are over."""
+    async def release(self, job: Job, *, wait_s: float = 0.0, is_setback: bool = False) -> bool:
+        """Put a job back in its place without an attempt; it is not begun again before ``wait_s`` are over.
+
+        ``is_setback`` counts one of ``Job.setbacks``.
+        """
         ...
 
     async def depth(self) -> QueueDepth:
@@ -200,9 +205,11 @@ def _owned(job_id: str, job: Job | GoneJob | None, principal: Principal) -> Job:
 class NotYet(Exception):  # noqa: N818 - it is no error: the job goes back
     """A job has to wait for something that passes."""
 
-    def __init__(self, wait_s: float) -> None:
+    def __init__(self, wait_s: float, *, is_setback: bool = False) -> None:
         super().__init__(f"to be tried again in {wait_s:g} s")
         self.wait_s = wait_s
+        self.is_setback = is_setback
+        """Whether something failed that may have been paid for: it is not tried for ever."""
 
 
 class JobRunner:
@@ -227,14 +234,19 @@ class JobRunner:
         Hands ``progress`` each piece of text, and None where it begins again. Raises ``NotYet``, and defects.
         """
         try:
-            async with asyncio.timeout(None if job.deadline_at is None else job.deadline_at - self._clock.wall()):
+            left_s = None if job.deadline_at is None else job.deadline_at - self._clock.wall()
+            async with asyncio.timeout(left_s) as deadline:
                 return await self._answered(job, progress)
         except TimeoutError:
+            if not deadline.expired():
+                raise  # a defect
             return JobOutcome(JobStatus.EXPIRED, error=DEADLINE_PASSED)
         except _PASSING as error:
             wait_s = WAIT_S if error.retry_after_s is None else error.retry_after_s
             raise NotYet(min(wait_s, WAIT_MAX_S)) from error
         except ServiceError as error:
+            if isinstance(error, UpstreamError) and error.retryable and job.setbacks < len(SETBACKS_S):
+                raise NotYet(SETBACKS_S[job.setbacks], is_setback=True) from error
             fault = JobError(error.code, error.message, retryable=error.retryable)
             return JobOutcome(JobStatus.FAILED, error=fault)
 

@@ -21,7 +21,7 @@
 --   claim COUNT LEASE_MS AWAY_MS ATTEMPTS RESULT_MS GONE_MS LOST EXPIRED    -> records
 --   beat LEASE_MS AWAY_MS (ID ATTEMPT TEXT)...      -> { ids that are not theirs any more, ids at which somebody looks }
 --   finish ID ATTEMPT RESULT_MS GONE_MS STATUS (FIELD VALUE)...             -> 1, or 0 where it is not theirs any more
---   release ID ATTEMPT WAIT_MS                      -> 1, or 0; it goes back, and this was no attempt
+--   release ID ATTEMPT WAIT_MS SETBACKS             -> 1, or 0; it goes back, and this was no attempt
 --   hooks COUNT HOLD_MS                             -> { id, attempt, record }..., which are nobody else's for so long
 --   hooked ID STATUS WAIT_MS                        -> 1; while the status is pending, it is due again after that
 --   depth                                           -> { interactive, batch, running, ms of the longest wait }
@@ -192,6 +192,7 @@ if command == 'release' then
     return 0
   end
   redis.call('HINCRBY', key('job', id), 'released', 1)
+  redis.call('HINCRBY', key('job', id), 'setbacks', ARGV[5])
   redis.call('HSET', key('job', id), 'status', 'queued')
   redis.call('ZREM', key('leases'), id)
   if tonumber(ARGV[4]) > 0 then

@@ -162,13 +162,14 @@ class MemoryJobStore:
         self._finish(kept, outcome)
         return True
 
-    async def release(self, job: Job, *, wait_s: float = 0.0) -> bool:
+    async def release(self, job: Job, *, wait_s: float = 0.0, is_setback: bool = False) -> bool:
         """See :class:`service.engine.jobs.JobStore`."""
         kept = self._theirs(job.id, job.fence)
         if kept is None:
             return False
         del self._running[job.id]
-        kept.job = replace(kept.job, status=JobStatus.QUEUED, attempts=kept.job.attempts - 1)
+        setbacks = kept.job.setbacks + is_setback
+        kept.job = replace(kept.job, status=JobStatus.QUEUED, attempts=kept.job.attempts - 1, setbacks=setbacks)
         kept.not_before = self._clock.wall() + wait_s if wait_s else 0.0
         # Nobody who waits is before it.
         kept.tag = min(kept.tag, self._begun[job.priority])

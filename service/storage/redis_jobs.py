@@ -132,9 +132,9 @@ class RedisJobStore:
         done = await self._run("finish", job.id, job.fence, *self._kept(), outcome.status.value, *pairs)
         return bool(done)
 
-    async def release(self, job: Job, *, wait_s: float = 0.0) -> bool:
+    async def release(self, job: Job, *, wait_s: float = 0.0, is_setback: bool = False) -> bool:
         """See :class:`service.engine.jobs.JobStore`."""
-        return bool(await self._run("release", job.id, job.fence, _ms(wait_s)))
+        return bool(await self._run("release", job.id, job.fence, _ms(wait_s), int(is_setback)))
 
     async def depth(self) -> QueueDepth:
         """See :class:`service.engine.jobs.JobStore`."""
@@ -186,6 +186,7 @@ def _job(job_id: str, record: list[Any]) -> Job:
         status=JobStatus(fields["status"].decode()),
         attempts=int(fields["attempts"]) - int(fields.get("released", 0)),
         fence=int(fields["attempts"]),
+        setbacks=int(fields.get("setbacks", 0)),
         position=None if position < 0 else position,
         started_at=_time(fields, "started"),
         finished_at=_time(fields, "finished"),

@@ -52,13 +52,22 @@ class WebhookSender:
     async def opened(self) -> AsyncIterator["WebhookSender"]:
         """Give the sender, with its connections."""
         connector = aiohttp.TCPConnector(
-            resolver=_CheckedResolver(self._allow_networks), use_dns_cache=False, force_close=True
+            resolver=_CheckedResolver(self._allow_networks),
+            # Hosts that are numbers, in whatever spelling, are not looked up: here is what is really connected to.
+            socket_factory=self._checked_socket,
+            use_dns_cache=False,
+            force_close=True,
         )
         # Whatever proxy the environment names, it would look the name up itself.
         async with aiohttp.ClientSession(
             connector=connector, timeout=aiohttp.ClientTimeout(total=self._timeout_s), trust_env=False
         ) as self._session:
             yield self
+
+    def _checked_socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
+        family, kind, protocol, _, place = address
+        _check(str(place[0]), self._allow_networks)
+        return socket.socket(family, kind, protocol)
 
     async def send(self, url: str, message_id: str, body: bytes) -> tuple[Sent, str]:
         """Send a message; tell what became of it, and why in a few words."""
@@ -101,11 +110,8 @@ class _CheckedResolver(AbstractResolver):
         found = await asyncio.get_running_loop().getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
         results: list[ResolveResult] = []
         for number, _, protocol, _, address in found:
-            try:
-                check_address(ip_address(str(address[0]).partition("%")[0]), self._allow_networks)
-            except Forbidden as error:
-                # Not even one: who answers with several may mean the private one.
-                raise _NotPublicError(str(error)) from None
+            # Not even one: who answers with several may mean the private one.
+            _check(str(address[0]), self._allow_networks)
             results.append(
                 ResolveResult(
                     hostname=host,
@@ -121,3 +127,10 @@ class _CheckedResolver(AbstractResolver):
     @override
     async def close(self) -> None:
         """Keep nothing."""
+
+
+def _check(address: str, allow_networks: Sequence[Network]) -> None:
+    try:
+        check_address(ip_address(address.partition("%")[0]), allow_networks)
+    except Forbidden as error:
+        raise _NotPublicError(str(error)) from None

@@ -45,6 +45,11 @@ class _Running:
         self._pieces: list[str] = []
         self._has_told = 0
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether we work on it."""
+        return not (self.is_done or self.is_taken_away)
+
     def add(self, piece: str | None) -> None:
         """Note a piece of its text; None where it begins again."""
         if piece is None:
@@ -140,14 +145,24 @@ class Worker:
         free = self._settings.concurrency - len(self._running)
         jobs = await self._store.claim(free) if free else ()
         for job in jobs:
-            running = self._running[job.id] = _Running(job)
-            running.task = asyncio.create_task(self._do(running), name=job.id)
+            for other in self._running.values():
+                if other.job.id == job.id:  # it was taken from us, while we could not be heard
+                    self._take_away(other)
+            running = _Running(job)
+            running.task = asyncio.create_task(self._do(running), name=f"{job.id} {job.fence}")
+            self._running[running.task.get_name()] = running
             # Not left to the task itself: one that is cancelled before it begins never runs.
             running.task.add_done_callback(self._give_place_back)
         if (len(jobs) < free or not free) and self._stops_at is None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(POLL_S):
                     await self._wake.wait()
+
+    @staticmethod
+    def _take_away(running: _Running) -> None:
+        if running.is_ours:
+            running.is_taken_away = True
+            running.task.cancel()
 
     def _give_place_back(self, task: asyncio.Task[None]) -> None:
         del self._running[task.get_name()]
@@ -156,13 +171,10 @@ class Worker:
     async def _beat(self) -> None:
         for number in range(DEPTH_EVERY_BEATS):
             self._beat_now.clear()
-            ours = {running.job.id: running for running in self._running.values() if not running.is_done}
+            ours = {running.job.id: running for running in self._running.values() if running.is_ours}
             answer = await self._store.beat([running.beat() for running in ours.values()])
             for job_id in answer.stopped:
-                running = ours[job_id]
-                if not running.is_done:
-                    running.is_taken_away = True
-                    running.task.cancel()
+                self._take_away(ours[job_id])
             for job_id, running in ours.items():
                 running.is_watched = job_id in answer.watched
             if number == 0:
@@ -183,9 +195,9 @@ class Worker:
             await self._settled(lambda: self._store.release(job))
             return
         except NotYet as later:
-            wait_s = later.wait_s
+            wait_s, is_setback = later.wait_s, later.is_setback
             running.is_done = True
-            await self._settled(lambda: self._store.release(job, wait_s=wait_s))
+            await self._settled(lambda: self._store.release(job, wait_s=wait_s, is_setback=is_setback))
             return
         except Exception:  # the outer edge of the task: a defect must not take the worker with it
             logger.exception("job failed by a defect", extra={"job_id": job.id})

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from service.domain.generation import GenerationRequest, Message
-from service.errors import UpstreamUnavailable
+from service.errors import UpstreamRejected
 from service.providers.fake import Script
 from tests.support.fake_app import ALICE, BOB, DEADLINE_S, FakeApp, bearer, fake_app, keyed_auth, soon
 
@@ -117,10 +117,10 @@ async def test_a_job_is_pending_and_then_complete(api: FakeApp) -> None:
 
 
 async def test_a_failed_job_says_why(api: FakeApp) -> None:
-    api.provider.script = Script(before=UpstreamUnavailable("gone"))
+    api.provider.script = Script(before=UpstreamRejected("too long"))
     fields = await ended(api, await submit(api))
     assert fields["status"] == "failed"
-    assert fields["error"] == {"code": "upstream_unavailable", "detail": "gone", "retryable": True}
+    assert fields["error"] == {"code": "upstream_rejected", "detail": "too long", "retryable": False}
     assert "text" not in fields
 
 
@@ -278,12 +278,12 @@ async def test_following_a_job_tells_where_it_stands_and_its_text(api: FakeApp) 
 
 
 async def test_following_a_job_that_was_cancelled_or_failed_ends_with_an_error(api: FakeApp) -> None:
-    api.provider.script = Script(before=UpstreamUnavailable("gone"))
+    api.provider.script = Script(before=UpstreamRejected("too long"))
     failed = await submit(api)
     await ended(api, failed)
     text = (await api.client.get(f"/generate/async/{failed}/stream")).text
     assert "event: error\ndata: " in text
-    assert "upstream_unavailable" in text
+    assert "upstream_rejected" in text
     assert "[DONE]" not in text
     api.provider.script = Script(stepped=True)
     cancelled = await submit(api)

@@ -224,6 +224,15 @@ async def test_a_job_that_has_to_wait_is_not_begun_before(store: JobStore) -> No
     assert [one.id for one in await store.claim(9)] == [first]
 
 
+async def test_setbacks_are_counted(store: JobStore) -> None:
+    (job_id,) = await submitted(store, job())
+    for setbacks in range(3):
+        (claimed,) = await store.claim(1)
+        assert claimed.setbacks == setbacks
+        await store.release(claimed, is_setback=True)
+    assert ((await found(store, job_id)).setbacks, (await found(store, job_id)).attempts) == (3, 0)
+
+
 async def test_a_job_that_waits_for_a_time_can_be_cancelled(store: JobStore) -> None:
     (job_id,) = await submitted(store, job())
     (claimed,) = await store.claim(1)

@@ -156,6 +156,15 @@ async def test_a_name_that_leads_to_a_private_address_is_never_connected_to(
     assert receiver.messages == []
 
 
+@pytest.mark.parametrize("host", ["127。0。0。1", "127.1", "0177.0.0.1", "2130706433", "127.0.0.1.", "[::ffff:7f00:1]"])
+async def test_no_spelling_of_a_private_address_is_connected_to(receiver: Receiver, host: str) -> None:
+    port = receiver.url.rpartition(":")[2]
+    async with sender(allow_networks=()) as ours:
+        sent, _ = await ours.send(f"http://{host}:{port}", "msg_1", b"{}")
+    assert sent is not Sent.DELIVERED
+    assert receiver.messages == []
+
+
 class Scripted:
     """A sender that says what it is told to say."""
 

@@ -20,7 +20,7 @@ from service.domain.job import DEADLINE_PASSED, Job, JobError, JobOutcome, JobSt
 from service.engine.admission import Admission
 from service.engine.catalogue import ModelCatalogue
 from service.engine.generation import GenerationService
-from service.engine.jobs import WAIT_MAX_S, WAIT_S, JobRunner, NotYet
+from service.engine.jobs import SETBACKS_S, WAIT_MAX_S, WAIT_S, JobRunner, NotYet
 from service.errors import (
     CircuitOpen,
     Overloaded,
@@ -29,6 +29,7 @@ from service.errors import (
     UpstreamInvalid,
     UpstreamRejected,
     UpstreamThrottled,
+    UpstreamUnavailable,
 )
 from service.providers.fake import FakeProvider, Script
 from service.telemetry.metrics import Metrics
@@ -136,9 +137,19 @@ async def test_a_stream_that_breaks_off_is_begun_again() -> None:
     assert "".join(piece or "" for piece in bench.pieces[2:]) == "Hello, world"
 
 
+@pytest.mark.parametrize("error", [UpstreamInvalid("cut"), UpstreamUnavailable("gone")])
+async def test_a_provider_that_fails_is_given_time(error: ServiceError) -> None:
+    bench = Bench(script=Script(before=error))
+    for setbacks, wait_s in enumerate(SETBACKS_S):
+        with pytest.raises(NotYet) as waiting:
+            await bench.run(setbacks=setbacks)
+        assert (waiting.value.wait_s, waiting.value.is_setback) == (wait_s, True)
+    assert (await bench.run(setbacks=len(SETBACKS_S))).status is JobStatus.FAILED
+
+
 async def test_a_stream_that_always_breaks_off_fails() -> None:
     bench = Bench(script=Script(pieces=("Hel", UpstreamInvalid("cut"))))
-    outcome = await bench.run()
+    outcome = await bench.run(setbacks=len(SETBACKS_S))
     assert outcome.status is JobStatus.FAILED
     assert outcome.error == JobError("upstream_invalid_response", "cut", retryable=True)
     assert len(bench.provider.calls) == 3

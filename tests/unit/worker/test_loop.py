@@ -50,10 +50,10 @@ class ShakyStore(MemoryJobStore):
         return await super().finish(job, outcome)
 
     @override
-    async def release(self, job: Job, *, wait_s: float = 0.0) -> bool:
+    async def release(self, job: Job, *, wait_s: float = 0.0, is_setback: bool = False) -> bool:
         self._look()
         self.released.append(wait_s)
-        return await super().release(job, wait_s=wait_s)
+        return await super().release(job, wait_s=wait_s, is_setback=is_setback)
 
     def _look(self) -> None:
         if self.is_away:
@@ -84,6 +84,7 @@ class Bench:
             return await self.outcome(job.id)
         except asyncio.CancelledError:
             self.cancelled.append(job.id)
+            self.outcomes.pop(job.id, None)
             raise
 
     def outcome(self, job_id: str) -> "asyncio.Future[JobOutcome]":
@@ -210,6 +211,23 @@ async def test_a_defect_fails_the_job_and_not_the_worker(bench: Bench) -> None:
     assert job.error is not None
     assert (job.error.code, "boom" in job.error.detail) == ("internal_error", False)
     assert bench.value("llm_api_unhandled_errors_total", place="job") == 1
+
+
+async def test_a_job_that_comes_back_to_a_worker_that_was_not_heard_is_worked_on_once(bench: Bench) -> None:
+    job_id = await bench.submit()
+    async with bench.working():
+        await until(lambda: bench.begun == [job_id])
+        job = await bench.store.get(job_id)
+        assert isinstance(job, Job)
+        # What the store does when the lease is over.
+        await MemoryJobStore.release(bench.store, job)
+        bench.news.submitted.set()
+        await until(lambda: len(bench.begun) == 2)
+        assert bench.cancelled == [job_id]
+        await asyncio.sleep(0.05)
+        assert len(bench.begun) == 2
+        bench.outcome(job_id).set_result(DONE)
+        await bench.stands(job_id, JobStatus.COMPLETE)
 
 
 async def test_a_stop_lets_what_runs_finish_and_begins_nothing(bench: Bench) -> None:
