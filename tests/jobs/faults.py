@@ -1,6 +1,7 @@
 """Runs jobs while workers are killed and the store is restarted, and writes down what happened."""
 
 import asyncio
+import itertools
 import json
 import os
 import random
@@ -12,20 +13,23 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 
 from service.storage.embedded import server_binary
-from tests.jobs.candidate import Candidate, Queue, State, Surroundings
+from tests.jobs.candidate import Candidate, Queue, Surroundings
 from tests.jobs.history import TERMINAL, History, Seen
 from tests.support.live import simulating
 from tests.support.redis_server import answers, eventually
 
 PACE = ("--ttft-ms", "60", "--gap-ms", "10")
 """A job of ten tokens takes 150 ms."""
+NEW_TEXTS_EVERY_S = 0.2
+"""So often the simulator's texts change, so that a job's second run shows by its text."""
 SUBMITTERS = 8
 WATCHED = 20
-"""Jobs that are looked at in one round."""
+"""Jobs that are looked at at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,9 @@ class Plan:
     kill_every_s: float = 5.0
     store_restarts: int = 1
     cancelled_share: float = 0.05
-    within_s: float = 300.0
+    cancel_every_s: float = 0.5
+    """So that some wait and some run, before and after kills."""
+    within_s: float = 170.0
     seed: int = 1
 
 
@@ -105,9 +111,13 @@ class Workers:
 
     def kill(self, process: "asyncio.subprocess.Process") -> None:
         """End one at once, with what it has started."""
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        self.signal(process, signal.SIGKILL)
         self.running.remove(process)
+
+    def signal(self, process: "asyncio.subprocess.Process", number: signal.Signals) -> None:
+        """Send a signal to one and to what it has started."""
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
 
     async def stop(self) -> None:
         """End all."""
@@ -126,16 +136,39 @@ class Scene:
     upstream: str
     surroundings: Surroundings
 
-    async def calls(self) -> dict[str, list[float]]:
-        """Return when the provider was called for each job."""
+    async def ledger(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the provider's records of its calls, by job."""
         prefix = self.surroundings.model_prefix
-        found: dict[str, list[float]] = {}
-        async with httpx.AsyncClient(base_url=self.upstream, timeout=60) as client:
+        found: dict[str, list[dict[str, Any]]] = {}
+        async with httpx.AsyncClient(base_url=self.upstream, timeout=60, trust_env=False) as client:
             lines = (await client.get("/ledger", params={"format": "jsonl", "limit": 200_000})).text.splitlines()
         for record in map(json.loads, lines):
             if str(record["model"]).startswith(prefix):
-                found.setdefault(record["model"].removeprefix(prefix), []).append(record["received_monotonic_s"])
+                found.setdefault(record["model"].removeprefix(prefix), []).append(record)
         return found
+
+    async def calls(self) -> dict[str, list[float]]:
+        """Return when the provider was called for each job."""
+        ledger = await self.ledger()
+        return {job: [record["received_monotonic_s"] for record in records] for job, records in ledger.items()}
+
+    async def change(self, **options: Any) -> None:
+        """Change the provider, for the calls to come."""
+        async with httpx.AsyncClient(base_url=self.upstream, timeout=60, trust_env=False) as client:
+            (await client.post("/control", json=options)).raise_for_status()
+
+    async def look(self, job: str) -> Seen:
+        """Ask how a job stands."""
+        asked = time.monotonic()
+        state = await self.queue.state(job)
+        return Seen(job, asked, time.monotonic(), *state)
+
+    async def change_texts(self) -> None:
+        """Let no two calls at different times be answered alike."""
+        for seed in itertools.count(1):
+            with suppress(httpx.HTTPError):
+                await self.change(seed=seed)
+            await asyncio.sleep(NEW_TEXTS_EVERY_S)
 
 
 @contextmanager
@@ -159,13 +192,16 @@ async def scene(
         surroundings = Surroundings(store.url, upstream, concurrency)
         async with candidate.opened(surroundings) as queue:
             staff = Workers(queue, Path(os.environ.get("JOBS_LOG", os.devnull)))
+            at = Scene(queue, store, staff, upstream, surroundings)
+            minding = [asyncio.create_task(staff.keep()), asyncio.create_task(at.change_texts())]
             try:
                 for _ in range(workers):
                     await staff.start()
-                keeping = asyncio.create_task(staff.keep())
-                yield Scene(queue, store, staff, upstream, surroundings)
+                yield at
             finally:
-                keeping.cancel()
+                for task in minding:
+                    task.cancel()
+                await asyncio.gather(*minding, return_exceptions=True)
                 await staff.stop()
 
 
@@ -174,31 +210,24 @@ async def faulty_run(candidate: Candidate, plan: Plan) -> History:
     history = History()
     chance = random.Random(plan.seed)  # noqa: S311 - a schedule, repeatable
     names = [f"{number:05d}" for number in range(plan.jobs)]
-    async with scene(candidate, workers=plan.workers, concurrency=plan.concurrency) as at, asyncio.TaskGroup() as group:
-        submitting = group.create_task(_submit_all(at.queue, names, history))
-        watching = group.create_task(_watch(at.queue, history, chance))
-        killing = group.create_task(_kill(at.workers, plan, history, chance))
-        cancelling = group.create_task(_cancel(at.queue, plan, history, chance))
-        await submitting
-        await cancelling
-        restarts = 0
-        try:
+    async with scene(candidate, workers=plan.workers, concurrency=plan.concurrency) as at:
+        doing = [
+            asyncio.create_task(_watch(at, history, chance)),
+            asyncio.create_task(_kill(at.workers, plan, history, chance)),
+            asyncio.create_task(_cancel(at.queue, names, plan, history, chance)),
+        ]
+        await _submit_all(at.queue, names, history)
+        with suppress(TimeoutError):  # what has not ended is told by the history
             async with asyncio.timeout(plan.within_s):
-                while len(history.final) < plan.jobs:
-                    done = len(history.final)
-                    if restarts < plan.store_restarts and done > plan.jobs // 3:
-                        restarts += 1
-                        at.store.kill()
-                        await asyncio.sleep(1.0)
-                        at.store.start()
-                    await _collect(at.queue, names, history)
-                    await asyncio.sleep(0.2)
-        except TimeoutError:
-            pass  # what has not ended is told by the history
-        killing.cancel()
-        watching.cancel()
-        for name in names:
-            history.final[name] = Seen(name, time.monotonic(), *await _whole_state(at.queue, name))
+                await _until_all_end(at, names, plan, history)
+        for task in doing:
+            task.cancel()
+        for outcome in await asyncio.gather(*doing, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                raise outcome
+        for some in _by(WATCHED, names):
+            for seen in await asyncio.gather(*(_surely(at, name) for name in some)):
+                history.final[seen.job] = seen
         history.calls = await at.calls()
         history.crashes = at.workers.crashes
     return history
@@ -215,59 +244,77 @@ async def _submit_all(queue: Queue, names: Sequence[str], history: History) -> N
     await asyncio.gather(*(submit() for _ in range(SUBMITTERS)))
 
 
+async def _until_all_end(at: Scene, names: Sequence[str], plan: Plan, history: History) -> None:
+    restarts = 0
+    while len(history.final) < plan.jobs:
+        if restarts < plan.store_restarts and len(history.final) > plan.jobs // 3:
+            restarts += 1
+            at.store.kill()
+            await asyncio.sleep(1.0)
+            at.store.start()
+        await _collect(at, names, history)
+        await asyncio.sleep(0.2)
+
+
 async def _kill(workers: Workers, plan: Plan, history: History, chance: random.Random) -> None:
     while True:
         await asyncio.sleep(plan.kill_every_s)
+        if not workers.running:
+            continue  # all have ended by themselves, and others come at once
         workers.kill(chance.choice(workers.running))
         history.kills.append(time.monotonic())
         await workers.start()
 
 
-async def _cancel(queue: Queue, plan: Plan, history: History, chance: random.Random) -> None:
-    """Cancel some as they come: those that wait, and the newest, which may run."""
-    names: set[str] = set()
-    while len(names) < plan.jobs * plan.cancelled_share:
-        await asyncio.sleep(0.02)
-        open_names = [name for name in history.accepted if name not in names and name not in history.final]
-        if not open_names:
-            if len(history.accepted) == plan.jobs:
-                return
+async def _cancel(queue: Queue, names: Sequence[str], plan: Plan, history: History, chance: random.Random) -> None:
+    """Cancel in turn one of those that have waited longest, which may run, and any that waits."""
+    asked: set[str] = set()
+    while len(asked) < plan.jobs * plan.cancelled_share:
+        await asyncio.sleep(plan.cancel_every_s)
+        still = [
+            name for name in names if name in history.accepted and name not in history.final | dict.fromkeys(asked)
+        ]
+        if not still:
             continue
-        name = chance.choice(open_names) if chance.random() < 0.5 else open_names[0]
-        names.add(name)
+        name = chance.choice(still[: plan.workers] if len(asked) % 2 else still)
+        asked.add(name)
         with suppress(Exception):  # refused while the store is away: then it was not acknowledged
             if await queue.cancel(name):
                 history.cancelled[name] = time.monotonic()
 
 
-async def _watch(queue: Queue, history: History, chance: random.Random) -> None:
+async def _watch(at: Scene, history: History, chance: random.Random) -> None:
     while True:
         await asyncio.sleep(0.5)
-        for name in chance.sample(sorted(history.accepted), min(WATCHED, len(history.accepted))):
-            with suppress(Exception):  # the store is away
-                history.seen.append(Seen(name, time.monotonic(), *await queue.state(name)))
+        some = chance.sample(sorted(history.accepted), min(WATCHED, len(history.accepted)))
+        history.seen += await _looks(at, some)
 
 
-async def _collect(queue: Queue, names: Sequence[str], history: History) -> None:
+async def _collect(at: Scene, names: Sequence[str], history: History) -> None:
     """Note who has ended, until several in a row have not."""
-    pending = 0
-    for name in names:
-        if name in history.final:
-            continue
-        with suppress(Exception):  # the store is away
-            state = await queue.state(name)
-            if state.state in TERMINAL:
-                history.final[name] = Seen(name, time.monotonic(), *state)
-                history.seen.append(history.final[name])
-                continue
-        pending += 1
-        if pending > WATCHED:
+    for some in _by(WATCHED, [name for name in names if name not in history.final]):
+        ended = [seen for seen in await _looks(at, some) if seen.state in TERMINAL]
+        history.final |= {seen.job: seen for seen in ended}
+        history.seen += ended
+        if not ended:
             return
 
 
-async def _whole_state(queue: Queue, name: str) -> State:
+async def _looks(at: Scene, names: Sequence[str]) -> list[Seen]:
+    """Ask about several at once; while the store is away there is no answer."""
+    found = await asyncio.gather(*(at.look(name) for name in names), return_exceptions=True)
+    return [seen for seen in found if isinstance(seen, Seen)]
+
+
+def _by(size: int, names: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(names), size):
+        yield names[start : start + size]
+
+
+async def _surely(at: Scene, name: str) -> Seen:
     for _ in range(50):
         with suppress(Exception):
-            return await queue.state(name)
+            return await at.look(name)
         await asyncio.sleep(0.1)
-    return State("unknown", None)
+    now = time.monotonic()
+    return Seen(name, now, now, "unknown", None)

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -10,11 +10,13 @@ TERMINAL = ("complete", "failed", "cancelled", "expired")
 
 
 class Seen(NamedTuple):
-    """A job as somebody saw it."""
+    """A job as somebody saw it: as it was at some moment between the question and the answer."""
 
     job: str
+    asked: float
+    """Monotonic seconds; so are the other times."""
     at: float
-    """Monotonic seconds when the answer came; so are the other times."""
+    """When the answer came."""
     state: str
     result: str | None
 
@@ -36,6 +38,15 @@ class History:
     """Workers that ended by themselves."""
     calls: dict[str, list[float]] = field(default_factory=dict)
     """When the provider was called for each job."""
+
+    @property
+    def ended(self) -> dict[str, float]:
+        """When each job was first seen to have ended."""
+        found: dict[str, float] = {}
+        for seen in (*self.seen, *self.final.values()):
+            if seen.state in TERMINAL:
+                found[seen.job] = min(seen.at, found.get(seen.job, seen.at))
+        return found
 
     @property
     def extra_calls(self) -> int:
@@ -65,7 +76,7 @@ def broken(history: History, *, kills_cost: int = 1, rerun_within_s: float = 45.
     for seen in (*history.seen, *history.final.values()):
         looks[seen.job].append(seen)
     for job, all_seen in looks.items():
-        found += _changes(job, sorted(all_seen, key=lambda seen: seen.at))
+        found += _changes(job, all_seen)
         found += _after_cancel(job, all_seen, history.cancelled.get(job))
     found += [
         f"never run: {job}"
@@ -83,18 +94,22 @@ def broken(history: History, *, kills_cost: int = 1, rerun_within_s: float = 45.
     return found
 
 
-def _changes(job: str, looks: Sequence[Seen]) -> list[str]:
-    ended: Seen | None = None
-    for seen in looks:
-        if ended is not None and (seen.state, seen.result) != (ended.state, ended.result):
-            return [f"changed after its end: {job} was {ended.state}, then {seen.state}"]
-        if seen.state in TERMINAL:
-            ended = seen
-    return []
+def _changes(job: str, looks: Sequence[Seen]) -> Iterator[str]:
+    """Two ends are wrong in any order; going on after an end is, if it was asked about after the end was known."""
+    ends = [seen for seen in looks if seen.state in TERMINAL]
+    if len({(seen.state, seen.result) for seen in ends}) > 1:
+        yield f"two ends: {job} was {' and '.join(sorted({seen.state for seen in ends}))}"
+    first = min((seen.at for seen in ends), default=None)
+    if first is not None and any(seen.asked > first and seen.state not in TERMINAL for seen in looks):
+        yield f"open after its end: {job}"
 
 
-def _after_cancel(job: str, looks: Sequence[Seen], cancelled_at: float | None) -> list[str]:
+def _after_cancel(job: str, looks: Sequence[Seen], cancelled_at: float | None) -> Iterator[str]:
+    """Tell a result from a job that is merely still there: the first is what was promised never to come."""
     if cancelled_at is None:
-        return []
-    wrong = [seen for seen in looks if seen.at > cancelled_at and seen.state != "cancelled"]
-    return [f"not cancelled after an acknowledged cancel: {job} is {wrong[0].state}"] if wrong else []
+        return
+    wrong = {seen.state for seen in looks if seen.asked > cancelled_at and seen.state != "cancelled"}
+    if wrong & set(TERMINAL):
+        yield f"result after an acknowledged cancel: {job} is {min(wrong & set(TERMINAL))}"
+    elif wrong:
+        yield f"open after an acknowledged cancel: {job} is {min(wrong)}"

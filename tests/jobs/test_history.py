@@ -7,12 +7,16 @@ import pytest
 from tests.jobs.history import History, Seen, broken
 
 
+def look(job: str, at: float, state: str, result: str | None = None, *, took: float = 0.1) -> Seen:
+    return Seen(job, at - took, at, state, result)
+
+
 def sound() -> History:
     return History(
         accepted={"a": 1.0, "b": 1.0},
         cancelled={"b": 2.0},
-        seen=[Seen("a", 1.5, "pending", None), Seen("b", 2.5, "cancelled", None)],
-        final={"a": Seen("a", 9.0, "complete", "Hello"), "b": Seen("b", 9.0, "cancelled", None)},
+        seen=[look("a", 1.5, "pending"), look("b", 2.5, "cancelled")],
+        final={"a": look("a", 9.0, "complete", "Hello"), "b": look("b", 9.0, "cancelled")},
         kills=[3.0],
         calls={"a": [1.5, 5.0]},
     )
@@ -26,12 +30,13 @@ def test_what_keeps_its_word_is_found_sound() -> None:
     ("rule", "changed"),
     [
         ("lost", {"accepted": {"a": 1.0, "b": 1.0, "c": 1.0}}),
-        ("not ended", {"final": {**sound().final, "a": Seen("a", 9.0, "pending", None)}}),
-        ("changed after its end", {"seen": [Seen("a", 8.0, "complete", "Goodbye")]}),
-        ("changed after its end", {"seen": [Seen("a", 8.0, "failed", None)]}),
-        ("changed after its end", {"seen": [Seen("a", 7.0, "complete", "Hello"), Seen("a", 8.0, "pending", None)]}),
-        ("not cancelled", {"final": {**sound().final, "b": Seen("b", 9.0, "complete", "Hello")}}),
-        ("not cancelled", {"seen": [Seen("b", 2.1, "pending", None)]}),
+        ("not ended", {"final": {**sound().final, "a": look("a", 9.0, "pending")}}),
+        ("two ends", {"seen": [look("a", 8.0, "complete", "Goodbye")]}),
+        ("two ends", {"seen": [look("a", 8.0, "failed")]}),
+        ("open after its end", {"seen": [look("a", 7.0, "complete", "Hello"), look("a", 8.0, "pending")]}),
+        ("result after an acknowledged cancel", {"final": {**sound().final, "b": look("b", 9.0, "complete", "Hello")}}),
+        ("result after an acknowledged cancel", {"seen": [look("b", 2.5, "failed")]}),
+        ("open after an acknowledged cancel", {"seen": [look("b", 2.5, "pending")]}),
         ("never run", {"calls": {}}),
         ("paid twice", {"calls": {"a": [1.5, 4.0, 5.0]}}),
         ("paid twice", {"kills": []}),
@@ -41,7 +46,12 @@ def test_what_keeps_its_word_is_found_sound() -> None:
 )
 def test_a_broken_promise_is_found(rule: str, changed: dict[str, object]) -> None:
     found = broken(replace(sound(), **changed))  # type: ignore[arg-type] # the cases are of the fields' types
-    assert any(text.startswith(rule) for text in found), found
+    assert any(text.startswith(f"{rule}:") for text in found), found
+
+
+def test_an_answer_that_was_long_on_its_way_breaks_nothing() -> None:
+    late = [look("a", 9.5, "pending", took=2.0), look("b", 2.5, "pending", took=1.0)]
+    assert broken(replace(sound(), seen=late)) == []
 
 
 def test_a_kill_may_cost_as_many_calls_as_ran() -> None:
