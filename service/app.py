@@ -14,6 +14,8 @@ from service.api import chat, generate, health, jobs, pages, stream, streams, ti
 from service.api.anthropic.routes import router as anthropic_router
 from service.api.errors import on_http_exception, on_service_error, on_validation_error
 from service.api.middleware import IntakeMiddleware, RequestMiddleware
+from service.api.openai.batches import router as openai_batches_router
+from service.api.openai.files import router as openai_files_router
 from service.api.openai.routes import router as openai_router
 from service.api.openapi import completed_openapi
 from service.config import Profile, Settings
@@ -47,7 +49,11 @@ def create_app(settings: Settings, opener: Opener = open_resources) -> FastAPI:
     app = _bare_app(settings, opener)
     # The last one added is the outermost: the id of a request is on every answer, CORS headers on every one but a
     # defect's, and the size is looked at before anything is read. Probes do not come so far.
-    app.add_middleware(IntakeMiddleware, max_body_bytes=settings.server.max_body_bytes)
+    app.add_middleware(
+        IntakeMiddleware,
+        max_body_bytes=settings.server.max_body_bytes,
+        uploads={"/v1/files": settings.jobs.batch_file_bytes_max},
+    )
     if settings.cors.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -65,6 +71,8 @@ def create_app(settings: Settings, opener: Opener = open_resources) -> FastAPI:
     for module in (generate, chat, stream, streams, jobs, tickets, ws, health):
         app.include_router(module.router)
     app.include_router(openai_router)
+    app.include_router(openai_files_router)
+    app.include_router(openai_batches_router)
     app.include_router(anthropic_router)
     pages.add_docs(app)
     playground = settings.server.playground

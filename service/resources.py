@@ -6,6 +6,7 @@ from service.auth.base import Authenticator, TicketStore
 from service.config import Settings
 from service.domain.clock import Clock
 from service.engine.admission import Admission
+from service.engine.batches import BatchService
 from service.engine.drain import Drain
 from service.engine.generation import GenerationService
 from service.engine.idempotency import Idempotency
@@ -29,5 +30,6 @@ class Resources:
     generation: GenerationService
     streams: ResumableStreams
     jobs: JobService
+    batches: BatchService
     idempotency: Idempotency
     readiness: ReadinessCheck

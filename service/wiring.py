@@ -11,7 +11,7 @@ from service.admission.base import Limiter
 from service.admission.fallback import FallbackLimiter
 from service.admission.memory import MemoryLimiter
 from service.admission.redis import RedisLimiter
-from service.api.job_routes import JOB_ROUTES
+from service.api.job_routes import BATCH_ROUTES, JOB_ROUTES
 from service.api.job_state import job_event
 from service.auth.authenticator import KeyAuthenticator
 from service.auth.base import TicketStore
@@ -21,6 +21,7 @@ from service.config.reload import SettingsSource
 from service.domain.clock import Clock, SystemClock
 from service.engine.admission import Admission
 from service.engine.attempts import Attempts
+from service.engine.batches import BatchService, BatchStore
 from service.engine.catalogue import ModelCatalogue
 from service.engine.drain import Drain
 from service.engine.generation import GenerationService
@@ -44,6 +45,7 @@ from service.storage.memory_jobs import MemoryJobStore
 from service.storage.memory_streams import MemoryStreamLog
 from service.storage.probe_board import MemoryProbeBoard, RedisProbeBoard
 from service.storage.redis import open_redis
+from service.storage.redis_batches import RedisBatchStore
 from service.storage.redis_jobs import RedisJobStore
 from service.storage.redis_streams import RedisStreamLog
 from service.storage.tickets import MemoryTicketStore, RedisTicketStore
@@ -103,6 +105,7 @@ async def open_resources(settings: Settings, *, source: SettingsSource | None = 
         limiter: Limiter
         board: ProbeBoard
         job_store: JobStore | None
+        batch_store: BatchStore | None = None
         idempotency: IdempotencyStore
         if settings.redis.url is not None:
             redis = await stack.enter_async_context(open_redis(settings.redis))
@@ -116,6 +119,9 @@ async def open_resources(settings: Settings, *, source: SettingsSource | None = 
             idempotency = RedisIdempotencyStore(redis)
             job_store = await stack.enter_async_context(
                 RedisJobStore(redis=settings.redis, settings=settings.jobs).opened()
+            )
+            batch_store = await stack.enter_async_context(
+                RedisBatchStore(redis=settings.redis, settings=settings.jobs).opened()
             )
             limiter = await stack.enter_async_context(
                 FallbackLimiter(
@@ -144,6 +150,7 @@ async def open_resources(settings: Settings, *, source: SettingsSource | None = 
             limiter=limiter,
             board=board,
             job_store=job_store,
+            batch_store=batch_store,
             idempotency=idempotency,
             metrics=metrics,
             clock=clock,
@@ -165,6 +172,7 @@ async def assemble(
     metrics: Metrics,
     clock: Clock,
     source: SettingsSource | None = None,
+    batch_store: BatchStore | None = None,
 ) -> Resources:
     """Put together what does not depend on where providers and stores came from; a test gives fakes.
 
@@ -243,6 +251,7 @@ async def assemble(
         generation=generation,
         streams=streams,
         jobs=jobs,
+        batches=BatchService(store=batch_store, routes=BATCH_ROUTES, generation=generation, news=jobs.news),
         idempotency=Idempotency(store=idempotency, drain=drain),
         readiness=readiness,
     )

@@ -12,6 +12,7 @@ from service.api.request_timeout import request_timeout_s
 from service.config import Settings, is_loopback
 from service.domain.principal import Principal, RequestContext
 from service.domain.ticket import digest_of
+from service.engine.batches import BatchService
 from service.engine.generation import GenerationService
 from service.engine.jobs import JobService
 from service.engine.readiness import ReadinessCheck
@@ -55,6 +56,11 @@ async def get_generation(resources: Annotated[Resources, Depends(get_resources)]
 async def get_jobs(resources: Annotated[Resources, Depends(get_resources)]) -> JobService:
     """Return the job service."""
     return resources.jobs
+
+
+async def get_batches(resources: Annotated[Resources, Depends(get_resources)]) -> BatchService:
+    """Return the batch service."""
+    return resources.batches
 
 
 async def get_readiness(resources: Annotated[Resources, Depends(get_resources)]) -> ReadinessCheck:
@@ -217,6 +223,7 @@ StreamContext = Annotated[RequestContext, Depends(get_stream_context)]
 TimedStreamContext = Annotated[RequestContext, Depends(get_timed_stream_context)]
 BrowserContext = Annotated[RequestContext, Depends(get_browser_context)]
 Generation = Annotated[GenerationService, Depends(get_generation)]
+Batches = Annotated[BatchService, Depends(get_batches)]
 Jobs = Annotated[JobService, Depends(get_jobs)]
 Readiness = Annotated[ReadinessCheck, Depends(get_readiness)]
 AllResources = Annotated[Resources, Depends(get_resources)]

@@ -1,17 +1,25 @@
 """What a background job can ask for: routes that would answer at once, as a pair of pure functions each."""
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, TypeVar
 
-from pydantic import ValidationError
+import orjson
+from pydantic import BaseModel, ValidationError
 
 from service.api.errors import invalid_request
+from service.api.openai.parse import generation_request
+from service.api.openai.render import completion_body
+from service.api.openai.schemas import ChatCompletionRequest
 from service.api.schemas import AsyncGenerateBody, GenerateAnswer
 from service.domain.generation import Completion, GenerationRequest
 from service.domain.job import Job
 from service.engine.jobs import JobRoute
+from service.errors import InvalidRequest
 
 GENERATE: Final = "/generate"
+CHAT_COMPLETIONS: Final = "/v1/chat/completions"
+
+M = TypeVar("M", bound=BaseModel)
 
 
 class _Generate:
@@ -19,10 +27,7 @@ class _Generate:
 
     def read(self, body: bytes) -> GenerationRequest:
         """See :class:`service.engine.jobs.JobRoute`."""
-        try:
-            return AsyncGenerateBody.model_validate_json(body).to_request()
-        except ValidationError as error:
-            raise invalid_request(error.errors(include_url=False, include_context=False, include_input=False)) from None
+        return _validated(AsyncGenerateBody, body).to_request()
 
     def write(self, completion: Completion, job: Job) -> bytes:
         """See :class:`service.engine.jobs.JobRoute`."""
@@ -38,5 +43,32 @@ class _Generate:
         return answer.model_dump_json().encode()
 
 
-JOB_ROUTES: Final[Mapping[str, JobRoute]] = {GENERATE: _Generate()}
-"""By the path of the route."""
+class _ChatCompletions:
+    """A chat, in OpenAI's words."""
+
+    def read(self, body: bytes) -> GenerationRequest:
+        """See :class:`service.engine.jobs.JobRoute`."""
+        asked = _validated(ChatCompletionRequest, body)
+        if asked.stream:
+            raise InvalidRequest.at("stream", "takes false: nobody is there to read a stream")
+        return generation_request(asked, orjson.loads(body))
+
+    def write(self, completion: Completion, job: Job) -> bytes:
+        """See :class:`service.engine.jobs.JobRoute`."""
+        model = str(orjson.loads(job.body)["model"])
+        return completion_body(
+            completion, model=model, created=int(job.created_at), completion_id=f"chatcmpl-{job.id.replace('/', '-')}"
+        )
+
+
+def _validated(model: type[M], body: bytes) -> M:
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise invalid_request(error.errors(include_url=False, include_context=False, include_input=False)) from None
+
+
+BATCH_ROUTES: Final[Mapping[str, JobRoute]] = {CHAT_COMPLETIONS: _ChatCompletions()}
+"""What the lines of a batch may ask for, by the path of the route."""
+JOB_ROUTES: Final[Mapping[str, JobRoute]] = {GENERATE: _Generate(), **BATCH_ROUTES}
+"""What any job may ask for."""

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from http import HTTPStatus
 
@@ -174,9 +174,11 @@ class IntakeMiddleware:
     What comes after a body is the client's departure, and may take for ever.
     """
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int, uploads: Mapping[str, int] | None = None) -> None:
+        """``uploads`` has the paths of other limits: their routes keep nothing of a body whole."""
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._uploads = uploads or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -190,9 +192,10 @@ class IntakeMiddleware:
         if scope["type"] == "websocket":
             await self._app(scope, receive, send)
             return
+        limit = self._uploads.get(route_path(scope), self._max_body_bytes)
         length = _header(scope, b"content-length")
-        if length is not None and length.isdigit() and int(length) > self._max_body_bytes:
-            await _refuse(self._error(), scope, receive, send)
+        if length is not None and length.isdigit() and int(length) > limit:
+            await _refuse(_too_large(limit), scope, receive, send)
             return
         received = 0
         is_complete = False
@@ -204,16 +207,17 @@ class IntakeMiddleware:
             message = await _before_timeout(receive, drain)
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
-                if received > self._max_body_bytes:
+                if received > limit:
                     await _read_rest(receive)
-                    raise self._error()
+                    raise _too_large(limit)
             is_complete = not message.get("more_body", False)
             return message
 
         await self._app(scope, receive_limited, send)
 
-    def _error(self) -> RequestTooLarge:
-        return RequestTooLarge(f"the body is longer than {self._max_body_bytes} bytes; send less")
+
+def _too_large(limit: int) -> RequestTooLarge:
+    return RequestTooLarge(f"the body is longer than {limit} bytes; send less")
 
 
 async def _refuse(error: ServiceError, scope: Scope, receive: Receive, send: Send) -> None:

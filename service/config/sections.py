@@ -458,8 +458,10 @@ class JobSettings(Section):
     """Jobs that run at once in this process."""
     queue_max: Count = 100_000
     """Jobs that may wait; one more is refused with 503."""
+    batch_file_bytes_max: int = Field(104_857_600, ge=1_024)
+    """Bytes of the file of a batch; it is kept in the store, and read in pieces."""
     result_ttl_s: Seconds = 86_400.0
-    """How long a finished job can be asked for."""
+    """How long a finished job, or the results of a batch, can be asked for."""
     attempts_max: Count = 5
     """How often a job is begun before it fails: each time but the last, the process that worked on it died."""
     lease_s: float = Field(15.0, ge=5, le=600, allow_inf_nan=False)

@@ -46,6 +46,12 @@ GONE_S = 7 * 86_400.0
 _OTHER_REQUEST = 2
 
 
+class _Line(msgspec.Struct):
+    """What is read of a line."""
+
+    body: msgspec.Raw
+
+
 class RedisJobStore:
     """Obeys :class:`service.engine.jobs.JobStore` for all processes over one store."""
 
@@ -176,7 +182,7 @@ def _job(job_id: str, record: list[Any]) -> Job:
         id=job_id,
         principal=fields["principal"].decode(),
         route=fields["route"].decode(),
-        body=fields.get("body", b""),
+        body=_body(fields),
         priority=cast("Priority", fields["priority"].decode()),
         deadline_at=_time(fields, "deadline"),
         created_at=int(fields["created"]) / 1_000,
@@ -197,6 +203,14 @@ def _job(job_id: str, record: list[Any]) -> Job:
         cost_nano_usd=int(fields["cost"]) if "cost" in fields else None,
         error=msgspec.json.decode(fields["error"], type=JobError) if "error" in fields else None,
     )
+
+
+def _body(fields: dict[str, bytes]) -> bytes:
+    body = fields.get("body", b"")
+    if "batch" not in fields:
+        return body
+    # A line of a batch's file is kept as it was uploaded, with its name and its route beside the body.
+    return bytes(msgspec.json.decode(body, type=_Line).body)
 
 
 def _time(fields: dict[str, bytes], name: str) -> float | None:

@@ -1,0 +1,257 @@
+"""Batches: taking files of requests, and telling what came of them; a port keeps both, and workers do the lines."""
+
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import orjson
+
+from service.domain.batch import Batch, BatchFile, BatchStatus, LineResult
+from service.domain.principal import Principal, RequestContext
+from service.engine.generation import GenerationService
+from service.engine.jobs import JobNews, JobRoute
+from service.errors import FieldError, InvalidRequest, NotFound, StoreUnavailable
+
+LINES_MAX = 50_000
+LINE_BYTES_MAX = 1_048_576
+CUSTOM_ID_MAX = 512
+FAULTS_MAX = 20
+"""Lines that are named before the rest of a file is not looked at any more."""
+CHUNK = 500
+"""Lines that go to the store, or come from it, at a time."""
+WINDOW_S = 86_400.0
+BATCH_PREFIX, FILE_PREFIX = "batch_", "file_"
+
+
+class BatchStore(Protocol):
+    """Where files, batches and results are. Every method raises ``StoreUnavailable`` where it does not answer."""
+
+    async def add_lines(self, file_id: str, first: int, lines: Sequence[bytes]) -> None:
+        """Keep lines of a file that is being uploaded, the first of them with this number."""
+        ...
+
+    async def keep_file(self, file: BatchFile) -> BatchFile:
+        """Keep a file whose lines are all there; return it with its times."""
+        ...
+
+    async def drop_file(self, file_id: str) -> None:
+        """Forget a file."""
+        ...
+
+    async def file(self, file_id: str) -> BatchFile | None:
+        """Return a file, or None."""
+        ...
+
+    async def lines(self, file_id: str, first: int, count: int) -> Sequence[bytes]:
+        """Return lines of a file, from this number on."""
+        ...
+
+    async def begin(self, batch: Batch) -> Batch:
+        """Queue a batch; return it with its times. Its file and all its lines stay until it is over."""
+        ...
+
+    async def batch(self, batch_id: str) -> Batch | None:
+        """Return a batch as it stands, or None."""
+        ...
+
+    async def cancel(self, batch_id: str) -> Batch | None:
+        """End a batch that is not over; what was done stays."""
+        ...
+
+    async def of(self, principal: str) -> Sequence[Batch]:
+        """Return the batches of a principal that are still known, the newest first."""
+        ...
+
+    async def results(self, batch: Batch, first: int, count: int) -> Sequence[LineResult]:
+        """Return what came of the lines from this number on, as far as anything did."""
+        ...
+
+
+class BatchService:
+    """What callers can do with files and batches. Both belong to the principal that sent them."""
+
+    def __init__(
+        self,
+        *,
+        store: BatchStore | None,
+        routes: Mapping[str, JobRoute],
+        generation: GenerationService,
+        news: JobNews,
+    ) -> None:
+        """Without a ``store``, every call raises ``StoreUnavailable``."""
+        self._given = store
+        self._routes = routes
+        self._generation = generation
+        self._news = news
+
+    @property
+    def store(self) -> BatchStore:
+        """Return where all of it is."""
+        if self._given is None:
+            raise StoreUnavailable("batches need a store that outlives this process: set redis.url")
+        return self._given
+
+    async def upload(
+        self, filename: Callable[[], str], lines: AsyncIterator[bytes], context: RequestContext
+    ) -> BatchFile:
+        """Take a file, line by line; nothing of it is kept if any line is wrong. Its name is asked for at the end.
+
+        Raises ``InvalidRequest`` that names the lines, ``StoreUnavailable``, and whatever ``lines`` does.
+        """
+        file_id = FILE_PREFIX + secrets.token_hex(16)
+        checked = _Lines(self._routes)
+        waiting: list[bytes] = []
+        try:
+            async for line in lines:
+                if checked.add(line):
+                    waiting.append(line)
+                if len(waiting) >= CHUNK:
+                    await self.store.add_lines(file_id, checked.count - len(waiting) + 1, waiting)
+                    waiting = []
+            checked.raise_faults()
+            if waiting:
+                await self.store.add_lines(file_id, checked.count - len(waiting) + 1, waiting)
+            return await self.store.keep_file(
+                BatchFile(file_id, context.principal.name, filename(), checked.size_bytes, checked.count, 0.0)
+            )
+        except BaseException:
+            await self.store.drop_file(file_id)
+            raise
+
+    async def file(self, file_id: str, principal: Principal) -> BatchFile:
+        """Return a file of the principal's; raise ``NotFound``, for someone else's too."""
+        found = await self.store.file(file_id)
+        if found is None or found.principal != principal.name:
+            raise NotFound(f"there is no file {file_id!r}")
+        return found
+
+    async def drop_file(self, file_id: str, principal: Principal) -> None:
+        """Forget a file of the principal's; raise ``NotFound``. A batch that runs has what it needs all the same."""
+        await self.store.drop_file((await self.file(file_id, principal)).id)
+
+    async def begin(
+        self, file_id: str, endpoint: str, context: RequestContext, *, metadata: Mapping[str, str]
+    ) -> Batch:
+        """Begin a batch with a file of the principal's; raise ``NotFound`` or ``InvalidRequest``."""
+        file = await self.file(file_id, context.principal)
+        (first,) = await self.store.lines(file.id, 1, 1)
+        if orjson.loads(first)["url"] != endpoint:
+            raise InvalidRequest.at("endpoint", f"the file's lines ask for another one than {endpoint!r}")
+        batch = Batch(
+            id=BATCH_PREFIX + secrets.token_hex(16),
+            principal=context.principal.name,
+            endpoint=endpoint,
+            file_id=file.id,
+            window_s=WINDOW_S,
+            weight=context.principal.weight,
+            metadata=metadata,
+            total=file.lines,
+        )
+        begun = await self.store.begin(batch)
+        self._news.submitted.set()
+        return begun
+
+    async def batch(self, batch_id: str, principal: Principal) -> Batch:
+        """Return a batch of the principal's; raise ``NotFound``, for someone else's too."""
+        return _owned(batch_id, await self.store.batch(batch_id), principal)
+
+    async def cancel(self, batch_id: str, principal: Principal) -> Batch:
+        """End a batch of the principal's; one that is over stays as it is. Raise ``NotFound``."""
+        await self.batch(batch_id, principal)
+        cancelled = _owned(batch_id, await self.store.cancel(batch_id), principal)
+        self._news.cancelled.set()
+        return cancelled
+
+    async def of(self, principal: Principal) -> Sequence[Batch]:
+        """Return the principal's batches, the newest first."""
+        return await self.store.of(principal.name)
+
+    async def lines(self, file: BatchFile) -> AsyncIterator[bytes]:
+        """Give the lines of a file."""
+        for first in range(1, file.lines + 1, CHUNK):
+            for line in await self.store.lines(file.id, first, min(CHUNK, file.lines + 1 - first)):
+                yield line
+
+    async def results(self, batch: Batch) -> AsyncIterator[LineResult]:
+        """Give what came of each line, in the order of the file."""
+        for first in range(1, batch.total + 1, CHUNK):
+            for result in await self.store.results(batch, first, min(CHUNK, batch.total + 1 - first)):
+                yield result
+
+
+def _owned(batch_id: str, batch: Batch | None, principal: Principal) -> Batch:
+    if batch is None or batch.principal != principal.name:
+        raise NotFound(f"there is no batch {batch_id!r}")
+    return batch
+
+
+def is_over(batch: Batch) -> bool:
+    """Whether a batch will not change any more."""
+    return batch.status is not BatchStatus.IN_PROGRESS
+
+
+class _Lines:
+    """Checks the lines of a file as they come."""
+
+    def __init__(self, routes: Mapping[str, JobRoute]) -> None:
+        self.count = 0
+        self.size_bytes = 0
+        self._routes = routes
+        self._endpoint: str | None = None
+        self._ids: set[str] = set()
+        self._faults: list[FieldError] = []
+
+    def add(self, line: bytes) -> bool:
+        """Count a line, unless it is empty; raise ``InvalidRequest`` once too many are wrong."""
+        self.size_bytes += len(line) + 1
+        if not line.strip():
+            return False
+        self.count += 1
+        if self.count > LINES_MAX:
+            raise InvalidRequest.at("file", f"has more than {LINES_MAX} lines")
+        fault = self._fault(line)
+        if fault is not None:
+            self._faults.append(FieldError(f"file.{self.count}", fault))
+            if len(self._faults) >= FAULTS_MAX:
+                self.raise_faults()
+        return True
+
+    def raise_faults(self) -> None:
+        """Raise ``InvalidRequest`` if any line was wrong, or there was none."""
+        if self._faults:
+            first = self._faults[0]
+            raise InvalidRequest(f"{first.field}: {first.message}", fields=tuple(self._faults))
+        if not self.count:
+            raise InvalidRequest.at("file", "has no lines")
+
+    def _fault(self, line: bytes) -> str | None:
+        try:
+            fields = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            return f"not JSON: {error}"
+        if not isinstance(fields, dict):
+            return "must be a JSON object"
+        custom_id = fields.get("custom_id")
+        if not isinstance(custom_id, str) or not 1 <= len(custom_id) <= CUSTOM_ID_MAX:
+            return f"custom_id: takes 1 to {CUSTOM_ID_MAX} characters, different on each line"
+        if custom_id in self._ids:
+            return f"custom_id: {custom_id!r} stands on an earlier line too"
+        self._ids.add(custom_id)
+        return self._request_fault(fields)
+
+    def _request_fault(self, fields: Mapping[str, Any]) -> str | None:
+        if fields.get("method") != "POST":
+            return "method: takes 'POST'"
+        url = fields.get("url")
+        if not isinstance(url, str) or url not in self._routes:
+            return f"url: takes {' or '.join(map(repr, self._routes))}"
+        self._endpoint = self._endpoint or url
+        if url != self._endpoint:
+            return f"url: takes {self._endpoint!r}, as the lines before"
+        if not isinstance(fields.get("body"), dict):
+            return "body: must be a JSON object"
+        try:
+            self._routes[url].read(orjson.dumps(fields["body"]))
+        except InvalidRequest as error:
+            return f"body.{error.message}"
+        return None
