@@ -63,7 +63,7 @@ class BatchStore(Protocol):
         ...
 
     async def results(self, batch: Batch, first: int, count: int) -> Sequence[LineResult]:
-        """Return what came of the lines from this number on, as far as anything did."""
+        """Return what came of the lines from this number on: of all of them, once the batch is over."""
         ...
 
 

@@ -251,7 +251,9 @@ class JobRunner:
             return JobOutcome(JobStatus.FAILED, error=fault)
 
     async def _answered(self, job: Job, progress: Callable[[str | None], object]) -> JobOutcome:
-        route = self._routes[job.route]
+        route = self._routes.get(job.route)
+        if route is None:  # it was accepted by a newer version, whose workers know it
+            raise NotYet(WAIT_MAX_S)
         request = route.read(job.body)
         try:
             principal = self._authenticator.renew(Principal(job.principal))

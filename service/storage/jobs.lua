@@ -58,6 +58,9 @@ end
 
 local function queue(id)
   local kept = redis.call('HMGET', key('job', id), 'priority', 'member', 'tag', 'created', 'attempts')
+  if not kept[1] then -- somebody removed its record
+    return
+  end
   -- Had it been begun before, nobody who waits is before it.
   local tag = kept[5] == '0' and tonumber(kept[3]) or math.min(kept[3], begun(kept[1]))
   redis.call('ZADD', key('queued', kept[1]), whole(tag), kept[2])
@@ -341,7 +344,9 @@ end
 for _, job in ipairs(redis.call('ZRANGEBYSCORE', key('leases'), '-inf', whole(now), 'LIMIT', 0, AT_ONCE)) do
   local kept = redis.call('HMGET', key('job', job), 'attempts', 'released', 'batch')
   redis.call('ZREM', key('leases'), job)
-  if kept[3] and not is_open(kept[3]) then
+  if not kept[1] then -- somebody removed its record
+    redis.call('ZREM', key('waiting'), job)
+  elseif kept[3] and not is_open(kept[3]) then
     forget_line(job)
   elseif kept[1] - (kept[2] or 0) >= attempts_max then
     redis.call('HSET', key('job', job), 'error', lost)
@@ -400,7 +405,7 @@ for _, priority in ipairs({ 'interactive', 'batch' }) do
         job = nil
       end
     end
-    if job then
+    if job and redis.call('EXISTS', key('job', job)) == 1 then
       redis.call('SET', key('begun', priority), whole(math.max(first[2], begun(priority))))
       redis.call('HINCRBY', key('job', job), 'attempts', 1)
       redis.call('HSET', key('job', job), 'status', 'in_progress')

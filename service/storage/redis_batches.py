@@ -19,6 +19,11 @@ MAX_CONNECTIONS = 16
 UPLOADING_S = 3_600.0
 """How long the lines of a file are kept whose upload does not come to an end."""
 _ANSWER = b"S"
+_NOT_DONE = {
+    BatchStatus.EXPIRED: b'E{"code":"batch_expired","detail":"the batch\'s window was over before this line was done"}',
+    BatchStatus.CANCELLED: b'E{"code":"batch_cancelled","detail":"the batch was cancelled before this line was done"}',
+}
+"""What came of a line to which nothing had come when its batch ended."""
 
 
 class RedisBatchStore:
@@ -154,6 +159,7 @@ class RedisBatchStore:
             pipeline.hmget(self._key("lines", batch.file_id), numbers)
             pipeline.hmget(self._key("results", batch.id), numbers)
             lines, results = await pipeline.execute()
+        not_done = _NOT_DONE.get(batch.status)
         return [
             LineResult(
                 number=first + at,
@@ -161,7 +167,7 @@ class RedisBatchStore:
                 answer=result[1:] if result.startswith(_ANSWER) else None,
                 error=None if result.startswith(_ANSWER) else result[1:],
             )
-            for at, (line, result) in enumerate(zip(lines, results, strict=True))
+            for at, (line, result) in enumerate(zip(lines, (result or not_done for result in results), strict=True))
             if result is not None
         ]
 

@@ -145,7 +145,11 @@ def test_a_batch_can_be_cancelled_and_what_was_done_stays(alice: openai.OpenAI) 
     batch, done = alice.batches.retrieve(batch_id), done_lines(alice, batch_id)
     assert 0 < done < 200
     assert batch.output_file_id is not None
-    assert len(results(alice, batch.output_file_id)) == done
+    assert batch.error_file_id is not None
+    answered, rest = results(alice, batch.output_file_id), results(alice, batch.error_file_id)
+    assert len(answered) == done
+    assert {one["error"]["code"] for one in rest} == {"batch_cancelled"}
+    assert {one["custom_id"] for one in (*answered, *rest)} == {f"line-{number}" for number in range(200)}
     assert alice.batches.cancel(batch_id).status == "cancelled"
 
 

@@ -383,6 +383,22 @@ async def test_what_was_given_back_does_not_count_as_a_death(redis_url: str) -> 
         assert (await store.claim(1))[0].attempts == 1
 
 
+async def test_a_record_that_somebody_removed_stops_nobody(redis_url: str) -> None:
+    prefix = f"{{jobs-{secrets.token_hex(4)}}}:"
+    async with redis_store(redis_url, prefix=prefix) as store:
+        waiting, deferred, running, last = await submitted(store, *(job() for _ in range(4)))
+        first, second, third = await store.claim(3)
+        await store.release(first)
+        await store.release(second, wait_s=0.05)
+        assert [first.id, second.id, third.id] == [waiting, deferred, running]
+        client: Redis = Redis.from_url(redis_url)
+        await client.delete(*(f"{prefix}job:{job_id}" for job_id in (waiting, deferred, running)))
+        await client.aclose()
+        await asyncio.sleep(LEASE_S + 0.1)
+        assert [one.id for one in await store.claim(9)] == [last]
+        assert await store.claim(9) == []
+
+
 async def test_after_an_outage_of_the_store_nobody_is_taken_for_dead(redis_url: str) -> None:
     async with redis_store(redis_url, away_s=AWAY_S) as store:
         await store.submit(job())

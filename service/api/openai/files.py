@@ -126,7 +126,7 @@ def result_files(batch: Batch) -> tuple[str | None, str | None]:
         return None, None
     return (
         batch.id + OUTPUT if batch.completed else None,
-        batch.id + ERRORS if batch.failed else None,
+        batch.id + ERRORS if batch.completed < batch.total else None,
     )
 
 

@@ -174,6 +174,11 @@ async def test_a_body_that_this_version_does_not_take_fails_and_says_why() -> No
     assert (outcome.error.code, "nonsense" in outcome.error.detail) == ("invalid_request", True)
 
 
+async def test_what_only_a_newer_version_knows_is_left_to_its_workers() -> None:
+    with pytest.raises(NotYet):
+        await Bench().run(route="/v9/everything")
+
+
 async def test_a_deadline_ends_the_call() -> None:
     bench = Bench(script=Script(stepped=True))
     outcome = await bench.run(deadline_at=bench.clock.wall() + 0.02)
