@@ -119,12 +119,19 @@ class _Application(BaseApplication):  # type: ignore[misc] # untyped base
         start_http_server(server.metrics_port, addr=server.metrics_host or server.host, registry=registry)
         say(banner(self._settings, self._address))
 
-    def _post_fork(self, _: Arbiter, __: UvicornWorker) -> None:
+    def _post_fork(self, arbiter: Arbiter, _: UvicornWorker) -> None:
         """Make the worker end with its parent, which has what it needs: embedded model and store, and the metrics."""
+        # Until its own signals are set up it has the parent's handler, which puts a signal into a queue that nobody
+        # reads here: told to end in these moments, it would serve for ever.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
             if os.getppid() != self._parent:  # it ended before the kernel was asked
                 os._exit(1)
+        while not arbiter.SIG_QUEUE.empty():
+            if arbiter.SIG_QUEUE.get() in (signal.SIGTERM, signal.SIGINT):
+                os._exit(0)
 
 
 class _Logger(GunicornLogger):  # type: ignore[misc] # untyped base
