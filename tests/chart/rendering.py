@@ -4,12 +4,13 @@ import functools
 import json
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tests.chart.api_server import api_server
 from tests.chart.tools import find
 
 ROOT = Path(__file__).parents[2]
@@ -30,14 +31,30 @@ def render(values: Mapping[str, Any] | None = None, *files: Path) -> list[Object
     return list(yaml.safe_load_all(render_text(json.dumps(values or {}), *files)))
 
 
+def render_over(live: Sequence[Object], values: Mapping[str, Any] | None = None) -> list[Object]:
+    """Render as for an upgrade, on a cluster where these objects are."""
+    with api_server(live) as address:
+        text = _template(json.dumps(values or {}), "--dry-run=server", "--kube-apiserver", address)
+    return list(yaml.safe_load_all(text))
+
+
 @functools.cache
 def render_text(values: str = "{}", *files: Path) -> str:
     """Return what helm prints."""
+    return _template(values, *(option for file in files for option in ("-f", str(file))))
+
+
+def render_as(release: str, values: Mapping[str, Any] | None = None) -> list[Object]:
+    """Render a release of another name."""
+    return list(yaml.safe_load_all(_template(json.dumps(values or {}), release=release)))
+
+
+def _template(values: str, *options: str, release: str = "try") -> str:
     with tempfile.NamedTemporaryFile("w", suffix=".json") as given:
         given.write(values)
         given.flush()
-        options = [option for file in (*files, given.name) for option in ("-f", str(file))]
-        return run("helm", "template", "try", str(CHART), "--kube-version", KUBERNETES, *options)
+        chart = (str(CHART), "--kube-version", KUBERNETES)
+        return run("helm", "template", release, *chart, *options, "-f", given.name)
 
 
 def run(name: str, *arguments: str, stdin: str | None = None) -> str:

@@ -8,7 +8,7 @@ import yaml
 
 from service import __version__
 from service.telemetry.metrics import Metrics
-from tests.chart.rendering import CHART, kinds, one, pod, render, render_text, run, settings
+from tests.chart.rendering import CHART, Object, kinds, one, pod, render, render_as, render_text, run, settings
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -189,6 +189,35 @@ def test_keda_takes_a_silent_prometheus_for_silent_and_not_for_zero() -> None:
     assert scaled["fallback"]["behavior"] == "currentReplicasIfHigher"
 
 
+@pytest.mark.parametrize("release", ["try", "r" * 30, "r" * 33, "r" * 36, "r" * 38])
+def test_kedas_queries_tell_the_pods_of_a_release_apart(release: str) -> None:
+    scaled = {"worker": {"enabled": True, "autoscaling": {"enabled": True}}}
+    keda = {"keda": {"enabled": True, "serverAddress": "http://prometheus:9090"}}
+    objects = render_as(release, {"redis": REDIS, **scaled, **keda})
+    api, worker = f"{release}-llm-api", f"{release}-llm-api-worker"
+    pods_of = {
+        name: [generated(f"{name}-{replica_set}-") for replica_set in ("5d8f9c7b6d", "7c9d")] for name in (api, worker)
+    }
+    pods_of["others"] = [generated(f"{api}-{more}-5d8f9c7b6d-") for more in ("simulator", "2", "worker-2")]
+    pods_of["others"] += [f"{api}-redis-0", f"x{pods_of[api][0]}"]
+    for name in (api, worker):
+        (query, *more) = (
+            trigger["metadata"]["query"]
+            for trigger in one(objects, "ScaledObject", name)["spec"]["triggers"]
+            if trigger["type"] == "prometheus"
+        )
+        patterns = {re.search(r'pod=~"([^"]+)"', text)[1] for text in (query, *more)}  # type: ignore[index]
+        (pattern,) = patterns
+        # Prometheus anchors its patterns at both ends.
+        counted = {found for pods in pods_of.values() for found in pods if re.fullmatch(pattern, found)}
+        assert counted == set(pods_of[name])
+
+
+def generated(base: str) -> str:
+    """Name a pod as the API server does: five characters behind what fits of the ReplicaSet's name and a dash."""
+    return f"{base[:58]}x7k2p"
+
+
 def test_a_gateway_sets_no_end_to_streams() -> None:
     route = one(render({"httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]}}), "HTTPRoute")["spec"]
     timeouts = {rule["matches"][0]["path"]["value"]: rule["timeouts"]["request"] for rule in route["rules"]}
@@ -276,7 +305,7 @@ def test_workers_are_scaled_by_how_long_jobs_wait() -> None:
     objects = render({**scaled, **keda})
     (trigger,) = one(objects, "ScaledObject", "try-llm-api-worker")["spec"]["triggers"]
     assert trigger["metadata"]["query"] == (
-        'max(llm_api_jobs_oldest_wait_seconds{namespace="default",pod=~"try-llm-api-worker-.+"})'
+        'max(llm_api_jobs_oldest_wait_seconds{namespace="default",pod=~"try-llm-api-worker-[a-z0-9]+(-[a-z0-9]{5})?"})'
     )
     assert "HorizontalPodAutoscaler" not in kinds(objects)
 
@@ -369,13 +398,32 @@ def test_extra_objects_and_environment_are_templates() -> None:
     assert one(objects, "ConfigMap", "try-more")
 
 
+ALL_COMPONENTS = {"redis": {"enabled": True}, "replicas": 2, "worker": {"enabled": True}}
+
+
+def names(objects: list[Object]) -> set[tuple[str, str]]:
+    return {(item["kind"], item["metadata"]["name"]) for item in objects}
+
+
+@pytest.mark.parametrize(
+    ("one_name", "other_name"),
+    [("a" * 52 + "b", "a" * 52 + "c"), ("team-a.prod", "team-a-prod"), ("short", "shorter")],
+)
+def test_two_releases_share_no_name(one_name: str, other_name: str) -> None:
+    assert not names(render_as(one_name, ALL_COMPONENTS)) & names(render_as(other_name, ALL_COMPONENTS))
+
+
+def test_long_overrides_share_no_name() -> None:
+    ours, theirs = (names(render({"fullnameOverride": "a" * 50 + end})) for end in "bc")
+    assert not ours & theirs
+
+
+def test_names_that_fit_are_left_as_they_are() -> None:
+    assert ("Deployment", "a" * 38 + "-llm-api") in names(render_as("a" * 38))
+
+
 def test_names_of_the_longest_release_fit_into_labels() -> None:
-    name = "a" * 53
-    text = run(
-        *("helm", "template", name, str(CHART), "--kube-version", "1.34.0"),
-        *("--set", "redis.enabled=true,replicas=2,worker.enabled=true"),
-    )
-    for item in yaml.safe_load_all(text):
+    for item in render_as("a" * 53, ALL_COMPONENTS):
         length = len(item["metadata"]["name"])
         # The controller adds a dash and a hash to a StatefulSet's name, and labels its pods with that.
         assert length + (11 if item["kind"] == "StatefulSet" else 0) <= 63 or item["kind"] == "ConfigMap"

@@ -1,13 +1,20 @@
-{{/* Names, labels, the image. A StatefulSet named NAME-redis puts that and 11 characters more into a label, which takes 63. */}}
+{{/* Names, labels, images. */}}
 
+{{/*
+What all names begin with. A StatefulSet named NAME-redis puts that and 11 characters more into a label, which takes 63;
+and Services take no dots. What has to be changed for that ends with a hash of the whole, or two could become one.
+*/}}
 {{- define "llm-api.fullname" -}}
-{{- if .Values.fullnameOverride -}}
-{{ .Values.fullnameOverride | trunc 46 | trimSuffix "-" }}
-{{- else if contains (.Values.nameOverride | default .Chart.Name) .Release.Name -}}
-{{ .Release.Name | trunc 46 | trimSuffix "-" }}
-{{- else -}}
-{{ printf "%s-%s" .Release.Name (.Values.nameOverride | default .Chart.Name) | trunc 46 | trimSuffix "-" }}
+{{- $whole := .Values.fullnameOverride -}}
+{{- if not $whole -}}
+{{- $chart := .Values.nameOverride | default .Chart.Name -}}
+{{- $whole = ternary .Release.Name (printf "%s-%s" .Release.Name $chart) (contains $chart .Release.Name) -}}
 {{- end -}}
+{{- $name := $whole | replace "." "-" -}}
+{{- if or (gt (len $name) 46) (ne $name $whole) -}}
+{{- $name = printf "%s-%s" ($name | trunc 37 | trimSuffix "-") (sha256sum $whole | trunc 8) -}}
+{{- end -}}
+{{ $name }}
 {{- end }}
 
 {{/* What a component's pods are found by: (list $ "api"). */}}
@@ -69,5 +76,28 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- define "llm-api.workersMax" -}}
 {{- with .Values.worker -}}
 {{- if not .enabled -}}0{{- else if .autoscaling.enabled -}}{{ .autoscaling.maxReplicas | int }}{{- else -}}{{ .replicas | int }}{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{/*
+How many pods a Deployment that is scaled must ask for, if it must: (list $ name minReplicas).
+
+As a rule it asks for none, and the autoscaler's number stands. But a number that an earlier release wrote cannot be left
+out: Helm would remove it, and the API server would put 1 in its place. So a fleet that was there before its autoscaler is
+given the number that it has, in this release and, as the annotation llm-api/replicas remembers, in all that follow.
+*/}}
+{{- define "llm-api.replicasKept" -}}
+{{- $root := index . 0 -}}
+{{- $name := index . 1 -}}
+{{- with lookup "apps/v1" "Deployment" $root.Release.Namespace $name -}}
+{{- $scaler := false -}}
+{{- range list $name (printf "keda-hpa-%s" $name) -}}
+{{- if lookup "autoscaling/v2" "HorizontalPodAutoscaler" $root.Release.Namespace . -}}
+{{- $scaler = true -}}
+{{- end -}}
+{{- end -}}
+{{- if or (not $scaler) (hasKey (.metadata.annotations | default dict) "llm-api/replicas") -}}
+{{ max .spec.replicas (index $ 2) }}
+{{- end -}}
 {{- end -}}
 {{- end }}

@@ -24,6 +24,9 @@ metadata:
     kubectl.kubernetes.io/default-container: {{ .component }}
     {{- if .settings }}
     llm-api/settings: {{ include "llm-api.restartHash" $root | quote }}
+    {{- with include "llm-api.redisHash" $root }}
+    llm-api/redis: {{ . | quote }}
+    {{- end }}
     {{- if $root.Values.metrics.annotations }}
     prometheus.io/scrape: "true"
     prometheus.io/port: "9090"
@@ -198,5 +201,37 @@ spec:
 - name: REDIS_PASSWORD
   valueFrom:
     secretKeyRef: {name: {{ .existingSecret | default (printf "%s-redis" (include "llm-api.fullname" $)) }}, key: {{ .key }}}
+{{- end -}}
+{{- end }}
+
+{{/* That password, the same wherever it is asked for: the one in the chart's Secret, or one that is made now. */}}
+{{- define "llm-api.redisPassword" -}}
+{{- with .Values.redis.password -}}
+{{- if not .made -}}
+{{- $found := lookup "v1" "Secret" $.Release.Namespace (printf "%s-redis" (include "llm-api.fullname" $)) -}}
+{{- $_ := set . "made" (dig "data" .key "" $found | b64dec | default (randAlphaNum 40)) -}}
+{{- end -}}
+{{ .made }}
+{{- end -}}
+{{- end }}
+
+{{/*
+What changes with the password of Redis, or with its address: who has it in the environment takes a new pod then. Of a
+Secret that is not ours only its owner knows how hard it is to guess, so it is hashed with what cannot be guessed either.
+Empty where the Secret cannot be seen, as by `helm template`.
+*/}}
+{{- define "llm-api.redisHash" -}}
+{{- with .Values.redis -}}
+{{- if and .enabled (not .password.existingSecret) -}}
+{{ include "llm-api.redisPassword" $ | sha256sum | trunc 10 }}
+{{- else -}}
+{{- $name := ternary .password.existingSecret .existingSecret .enabled -}}
+{{- $key := ternary .password.key .existingSecretKey .enabled -}}
+{{- with $name -}}
+{{- with lookup "v1" "Secret" $.Release.Namespace . -}}
+{{ printf "%s/%s" .metadata.uid (dig "data" $key "" .) | sha256sum | trunc 10 }}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- end }}
