@@ -1,5 +1,6 @@
 """The composition root: turns settings into resources, and is the only place that picks implementations."""
 
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -15,7 +16,7 @@ from service.api.job_routes import BATCH_ROUTES, JOB_ROUTES
 from service.api.job_state import job_event
 from service.auth.authenticator import KeyAuthenticator
 from service.auth.base import TicketStore
-from service.config import Profile, ProviderKind, ProviderSettings, Settings, takes_jobs
+from service.config import Profile, ProviderKind, ProviderSettings, Settings, takes_jobs, usage_dir
 from service.config.fingerprint import KeyFingerprints
 from service.config.reload import SettingsSource
 from service.domain.clock import Clock, SystemClock
@@ -26,7 +27,11 @@ from service.engine.catalogue import ModelCatalogue
 from service.engine.drain import Drain
 from service.engine.generation import GenerationService
 from service.engine.idempotency import Idempotency, IdempotencyStore
+from service.engine.invoices import Invoices
 from service.engine.jobs import JobRunner, JobService, JobStore
+from service.engine.ledger import Ledger
+from service.engine.ledger_recovery import LedgerRecovery
+from service.engine.ledger_writer import LedgerStore, LedgerWriter
 from service.engine.probe_board import ProbeBoard
 from service.engine.prober import Prober
 from service.engine.readiness import ReadinessCheck
@@ -34,19 +39,23 @@ from service.engine.resumption import ResumableStreams
 from service.engine.stream_log import StreamLog
 from service.providers.base import Provider
 from service.providers.build import open_provider
+from service.providers.invoice import SimulatorInvoice
 from service.providers.local import open_local_model
 from service.providers.pool import ProviderPool
 from service.providers.simulator import open_simulator
 from service.reloading import Reloadable, SettingsReload
 from service.resources import Resources
 from service.storage.embedded import embedded_store_available, open_embedded_store
+from service.storage.file_ledger import FileLedgerStore
 from service.storage.idempotency import MemoryIdempotencyStore, RedisIdempotencyStore
+from service.storage.journal import FileJournal
 from service.storage.memory_jobs import MemoryJobStore
 from service.storage.memory_streams import MemoryStreamLog
 from service.storage.probe_board import MemoryProbeBoard, RedisProbeBoard
 from service.storage.redis import open_redis
 from service.storage.redis_batches import RedisBatchStore
 from service.storage.redis_jobs import RedisJobStore
+from service.storage.redis_ledger import RedisLedgerStore
 from service.storage.redis_streams import RedisStreamLog
 from service.storage.tickets import MemoryTicketStore, RedisTicketStore
 from service.telemetry.metrics import Metrics
@@ -107,6 +116,7 @@ async def open_resources(settings: Settings, *, source: SettingsSource | None = 
         job_store: JobStore | None
         batch_store: BatchStore | None = None
         idempotency: IdempotencyStore
+        ledger_store: LedgerStore
         if settings.redis.url is not None:
             redis = await stack.enter_async_context(open_redis(settings.redis))
             tickets = RedisTicketStore(redis, ttl_s=settings.auth.ticket_ttl_s)
@@ -123,6 +133,9 @@ async def open_resources(settings: Settings, *, source: SettingsSource | None = 
             batch_store = await stack.enter_async_context(
                 RedisBatchStore(redis=settings.redis, settings=settings.jobs).opened()
             )
+            ledger_store = await stack.enter_async_context(
+                RedisLedgerStore(redis=settings.redis, settings=settings.usage).opened()
+            )
             limiter = await stack.enter_async_context(
                 FallbackLimiter(
                     RedisLimiter(settings=settings.redis, metrics=metrics),
@@ -136,6 +149,7 @@ async def open_resources(settings: Settings, *, source: SettingsSource | None = 
             board = MemoryProbeBoard(clock)
             idempotency = MemoryIdempotencyStore(clock)
             job_store = MemoryJobStore(settings.jobs, clock) if takes_jobs(settings) else None
+            ledger_store = FileLedgerStore(usage_dir(settings))
             limiter = MemoryLimiter(clock=clock)
             tickets = MemoryTicketStore(ttl_s=settings.auth.ticket_ttl_s, clock=clock)
             stream_log = await stack.enter_async_context(
@@ -152,6 +166,7 @@ async def open_resources(settings: Settings, *, source: SettingsSource | None = 
             job_store=job_store,
             batch_store=batch_store,
             idempotency=idempotency,
+            ledger_store=ledger_store,
             metrics=metrics,
             clock=clock,
             source=source,
@@ -173,6 +188,7 @@ async def assemble(
     clock: Clock,
     source: SettingsSource | None = None,
     batch_store: BatchStore | None = None,
+    ledger_store: LedgerStore | None = None,
 ) -> Resources:
     """Put together what does not depend on where providers and stores came from; a test gives fakes.
 
@@ -190,10 +206,12 @@ async def assemble(
     )
     drain = Drain(settings.drain)
     admission = Admission(limiter=limiter, shadow=settings.admission.shadow, metrics=metrics)
+    ledger = await _ledger(stack, ledger_store, settings=settings, catalogue=catalogue, metrics=metrics, clock=clock)
     generation = GenerationService(
         catalogue=catalogue,
         attempts=attempts,
         admission=admission,
+        ledger=ledger,
         metrics=metrics,
     )
     readiness = ReadinessCheck(
@@ -255,6 +273,35 @@ async def assemble(
         idempotency=Idempotency(store=idempotency, drain=drain),
         readiness=readiness,
     )
+
+
+async def _ledger(
+    stack: AsyncExitStack,
+    store: LedgerStore | None,
+    *,
+    settings: Settings,
+    catalogue: ModelCatalogue,
+    metrics: Metrics,
+    clock: Clock,
+) -> Ledger:
+    """Open the ledger; without a ``store`` nothing is kept."""
+    found = {
+        name: SimulatorInvoice(provider=name, base_url=str(provider.base_url))
+        for name, provider in settings.providers.items()
+        if provider.kind is ProviderKind.SIMULATOR and provider.base_url is not None
+    }
+    invoices = Invoices(found, catalogue.price_of)
+    writer = None
+    if store is not None:
+        owner = uuid.uuid4().hex
+        writer = LedgerWriter(
+            store=store, journal=FileJournal(usage_dir(settings), owner), metrics=metrics, owner=owner
+        )
+        recovery = LedgerRecovery(store=store, invoices=invoices, metrics=metrics, clock=clock)
+        await stack.enter_async_context(recovery.running())
+    ledger = Ledger(writer=writer, invoices=invoices, metrics=metrics, clock=clock)
+    await stack.enter_async_context(ledger.running())
+    return ledger
 
 
 async def _sender(stack: AsyncExitStack, settings: Settings, clock: Clock) -> WebhookSender:

@@ -19,6 +19,8 @@ class Price:
     output: int
     cached_input: int
     cache_write: int
+    name: str = ""
+    """Its day and where it was read."""
 
     @classmethod
     def from_settings(cls, settings: PriceSettings) -> Self:
@@ -29,6 +31,7 @@ class Price:
             output=_pico(settings.output),
             cached_input=given if settings.cached_input is None else _pico(settings.cached_input),
             cache_write=given if settings.cache_write is None else _pico(settings.cache_write),
+            name=f"{settings.as_of} {settings.source}",
         )
 
     def nano_usd(self, usage: Usage) -> int:

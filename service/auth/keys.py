@@ -70,6 +70,7 @@ class KeyRing:
                 models=key.models,
                 priority=key.priority,
                 weight=key.weight,
+                sees_all_usage=key.usage == "all",
                 limits=_limits(key.limits).over(nameless.limits),
             )
             for name, key in settings.keys.items()

@@ -12,6 +12,7 @@ from service.config.profiles import (
     is_loopback,
     takes_jobs,
     unpriced,
+    usage_dir,
     user_cache_dir,
     with_profile_defaults,
 )
@@ -42,6 +43,7 @@ from service.config.sections import (
     Settings,
     StreamSettings,
     TimeoutSettings,
+    UsageSettings,
     WebhookSettings,
 )
 from service.config.sources import load_settings
@@ -76,6 +78,7 @@ __all__ = [
     "Settings",
     "StreamSettings",
     "TimeoutSettings",
+    "UsageSettings",
     "WebhookSettings",
     "digest_of",
     "effective_yaml",
@@ -87,6 +90,7 @@ __all__ = [
     "reference_table",
     "takes_jobs",
     "unpriced",
+    "usage_dir",
     "user_cache_dir",
     "with_profile_defaults",
 ]

@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -59,6 +60,18 @@ def user_cache_dir(environ: Mapping[str, str] = os.environ) -> Path:
     """
     base = environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "llm-api"
+
+
+def usage_dir(settings: Settings) -> Path:
+    """Return the folder for what the ledger keeps on this machine."""
+    if settings.usage.dir is not None:
+        return settings.usage.dir
+    if settings.profile is Profile.DEVELOPMENT:
+        try:
+            return user_cache_dir() / "usage"
+        except RuntimeError:
+            pass  # no home folder
+    return Path(tempfile.gettempdir()) / "llm-api-usage"
 
 
 def is_loopback(host: str) -> bool:

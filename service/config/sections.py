@@ -334,6 +334,8 @@ class KeySettings(Section):
     """Its share, against others' of the same priority, where requests wait for a provider."""
     limits: LimitSettings = LimitSettings()
     """This key's own; what is left out is taken from ``auth.default_limits``."""
+    usage: Literal["own", "all"] = "own"
+    """Whose usage it may ask for: its own, or everybody's."""
 
     @field_validator("key")
     @classmethod
@@ -499,6 +501,25 @@ class WebhookSettings(Section):
         return secrets
 
 
+class UsageSettings(Section):
+    """The ledger: one record for each generation."""
+
+    dir: Path | None = None
+    """Where records wait while the shared store is away, and are kept where there is none: a folder that outlives a
+    process. When left out, a part of the user's cache folder in development, of that for temporary files in production.
+    """
+    kept_s: float = Field(3_024_000.0, ge=3_600, allow_inf_nan=False)
+    """How long records are kept in the store; 35 days, so that a month can be asked for."""
+    records_max: Count = 2_000_000
+    """Records that are kept there, about 1 KiB each; of more, the newest."""
+    lease_s: float = Field(15.0, ge=1, le=600, allow_inf_nan=False)
+    """A process that was silent for so long is taken for dead, and what it left is written as ``crashed``."""
+    postgres_url: SecretStr | None = None
+    """Where records go for good: ``postgresql://user:password@host/database``; takes the extra ``postgres``."""
+    export_dir: Path | None = None
+    """A folder to which one process writes all records, one JSON object a line, a file for each day."""
+
+
 class EmbeddedSettings(Section):
     """What development starts by itself."""
 
@@ -541,5 +562,7 @@ class Settings(Section):
     """Background jobs."""
     webhooks: WebhookSettings = WebhookSettings()
     """Telling callers' servers how their jobs ended."""
+    usage: UsageSettings = UsageSettings()
+    """The ledger: one record for each generation."""
     embedded: EmbeddedSettings = EmbeddedSettings()
     """What development starts by itself."""

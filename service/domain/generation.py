@@ -1,7 +1,7 @@
 """A generation: what is asked of a model, and what comes back, whole or in pieces."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from typing import Any, Literal, Self
@@ -154,6 +154,8 @@ class GenerationRequest:
     """Whether the usage event of a stream goes to the caller; we ask the provider for it either way."""
     wire: WireBody | None = None
     """None for our own routes, whose bodies are no vendor's."""
+    call_id: str | None = field(default=None, compare=False)
+    """What a provider is told that this call to it is known by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +271,8 @@ class EmbeddingRequest:
     fields: Mapping[str, Any]
     """The body as parsed; must not be changed."""
     user_id: str | None = None
+    call_id: str | None = field(default=None, compare=False)
+    """What a provider is told that this call to it is known by."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from service.domain.limits import UNLIMITED, Limits, Standing
+from service.domain.request_line import RequestLine
+from service.domain.timings import Timings
 
 Priority = Literal["interactive", "batch"]
 """Where requests wait, all that is interactive goes before all that is batch."""
@@ -24,6 +26,8 @@ class Principal:
     """What all of its requests together may take."""
     user_limits: Limits = UNLIMITED
     """What each of its users may take."""
+    sees_all_usage: bool = False
+    """Whether it may ask for the usage of others too."""
     key_digest: bytes | None = field(default=None, compare=False, repr=False)
     """SHA-256 of the key that was shown; None where there was none, or where nobody knows any more."""
 
@@ -45,7 +49,11 @@ class RequestContext:
     background: bool = False
     """Whether nobody waits for the answer: then it goes after all that is interactive."""
     standing: Standing = field(default_factory=Standing, compare=False)
-    """What admission found; the one thing in here that changes."""
+    """What admission found; it changes, as the next two do."""
+    timings: Timings = field(default_factory=Timings, compare=False)
+    """Where the time went, so far."""
+    line: RequestLine | None = field(default=None, compare=False)
+    """The line that the request's log will have; None where a generation has one of its own."""
 
     @property
     def priority(self) -> Priority:

@@ -153,7 +153,9 @@ class Admission:
                 return None
             raise
         finally:
-            self._metrics.limiter_duration.observe(time.perf_counter() - began)
+            took_s = time.perf_counter() - began
+            context.timings.limits += took_s
+            self._metrics.limiter_duration.observe(took_s)
         if not shadow:
             context.standing.balances = reservation.balances
         for quota in quotas:
@@ -196,6 +198,7 @@ class Admission:
             output_tokens=output_tokens,
             ticket=partial(_ticket, asked, context.principal.name),
             deadline_at=context.deadline_at,
+            timings=context.timings,
         )
 
     def _settle(

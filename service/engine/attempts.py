@@ -338,6 +338,7 @@ class _Run(Generic[T]):
                 self._patient_until = self._house.clock.monotonic() + self._house.queue_wait_s
             until = min(until, self._patient_until)
         queue = way.lane.queue
+        began = self._house.clock.monotonic()
         try:
             turn = await queue.turn(self._work, way.route.model, way.free_in_s, until=until, patient=way.is_full)
         except NoTurnError as error:
@@ -345,6 +346,8 @@ class _Run(Generic[T]):
                 self._too_late = (way, error)
             way.over = True
             return None
+        finally:
+            self._work.timings.queue += self._house.clock.monotonic() - began
         if turn is None:
             way.is_full = True
         return turn

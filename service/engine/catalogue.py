@@ -109,6 +109,12 @@ class ModelCatalogue:
                     routes.setdefault(route.provider, Route(route.provider, upstream))
         return tuple(routes.values())
 
+    def price_of(self, name: str) -> Price | None:
+        """Return what the configured model of this name costs; None where that is unknown, or it is gone."""
+        settings = self._models.settings.get(name)
+        given = None if settings is None else settings.price_usd_per_million_tokens
+        return None if given is None else Price.from_settings(given)
+
     def price_at(self, route: Route) -> Price | None:
         """Return what a model of :meth:`chat_routes` costs; None where that is unknown."""
         for name, settings in self._models.settings.items():

@@ -1,8 +1,9 @@
 """Generating: from a request to an answer, whole or streamed, over the routes that its model has."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Self, TypeVar
 
 from service.domain.estimates import delta_size, tokens_in
@@ -16,10 +17,12 @@ from service.domain.generation import (
     Usage,
 )
 from service.domain.principal import Principal, RequestContext
+from service.domain.usage_record import CANCELLED, OK
 from service.engine.admission import Admission
-from service.engine.attempt import Attempt, Call
+from service.engine.attempt import Attempt
 from service.engine.attempts import Attempts
 from service.engine.catalogue import Mode, ModelCard, ModelCatalogue, ModelEntry, Route
+from service.engine.ledger import Account, Ledger, OpenCall
 from service.errors import InternalError, ServiceError
 from service.queueing.work import Work
 from service.telemetry.metrics import Metrics
@@ -40,11 +43,13 @@ class GenerationService:
         catalogue: ModelCatalogue,
         attempts: Attempts,
         admission: Admission,
+        ledger: Ledger,
         metrics: Metrics,
     ) -> None:
         self._catalogue = catalogue
         self._attempts = attempts
         self._admission = admission
+        self._ledger = ledger
         self._metrics = metrics
 
     def models(self, principal: Principal) -> tuple[ModelCard, ...]:
@@ -64,9 +69,12 @@ class GenerationService:
         """Generate a whole answer. Raises what :meth:`Admission.admitted` does before any provider is asked."""
         entry = self._catalogue.find(request.model, context.principal, "chat")
 
-        async def ask(attempt: Attempt) -> Completion:
+        async def ask(attempt: Attempt, call_id: str) -> Completion:
             return await attempt.provider.complete(
-                request, upstream_model=attempt.route.model, deadline=attempt.deadline, key=attempt.key
+                replace(request, call_id=call_id),
+                upstream_model=attempt.route.model,
+                deadline=attempt.deadline,
+                key=attempt.key,
             )
 
         return await self._whole(entry, request, context, ask)
@@ -75,9 +83,12 @@ class GenerationService:
         """Turn texts into vectors. Raises what :meth:`Admission.admitted` does, as ``complete``."""
         entry = self._catalogue.find(request.model, context.principal, "embeddings")
 
-        async def ask(attempt: Attempt) -> EmbeddingResult:
+        async def ask(attempt: Attempt, call_id: str) -> EmbeddingResult:
             return await attempt.provider.embed(
-                request, upstream_model=attempt.route.model, deadline=attempt.deadline, key=attempt.key
+                replace(request, call_id=call_id),
+                upstream_model=attempt.route.model,
+                deadline=attempt.deadline,
+                key=attempt.key,
             )
 
         return await self._whole(entry, request, context, ask)
@@ -87,18 +98,25 @@ class GenerationService:
         entry: ModelEntry,
         request: GenerationRequest | EmbeddingRequest,
         context: RequestContext,
-        ask: Call[Answer],
+        ask: Callable[[Attempt, str], Awaitable[Answer]],
     ) -> Answer:
         """Ask for an answer that comes in one piece, and count what it took."""
-        async with self._admission.admitted(entry, request, context) as admitted:
+        async with (
+            self._ledger.account(entry, request, context) as account,
+            self._admission.admitted(entry, request, context) as admitted,
+        ):
+            await account.open(admitted.work)
 
             async def call(attempt: Attempt) -> Answer:
-                with admitted.asking():
-                    return await ask(attempt)
+                with admitted.asking(), account.asking(attempt) as open_call:
+                    answer = await ask(attempt, open_call.id)
+                    open_call.ended(OK, answer.usage)
+                    return answer
 
             answer, attempt = await self._attempts.make(entry, admitted.work, call)
             admitted.usage = answer.usage
             admitted.was_cut = _was_cut(answer)
+            account.finish_reason = _finish_reason(answer)
             attempt.turn.end(answer.usage)
         self._succeeded(entry, attempt.route, answer.usage)
         return answer
@@ -113,11 +131,13 @@ class GenerationService:
         """
         entry = self._catalogue.find(request.model, context.principal, "chat")
         async with AsyncExitStack() as stack:
+            account = await stack.enter_async_context(self._ledger.account(entry, request, context, streamed=True))
             admitted = await stack.enter_async_context(self._admission.admitted(entry, request, context))
+            await account.open(admitted.work)
 
             async def call(attempt: Attempt) -> _Opened:
-                with admitted.asking():
-                    return await _opened(attempt, request)
+                with admitted.asking(), account.asking(attempt) as open_call:
+                    return await _opened(attempt, replace(request, call_id=open_call.id), open_call)
 
             async def lose(attempt: Attempt, opened: _Opened | None) -> None:
                 usage = Usage(admitted.work.input_tokens, 0, estimated=True)
@@ -127,6 +147,7 @@ class GenerationService:
                         await opened.stack.aclose()
                     finally:
                         attempt.turn.end(usage)
+                        opened.call.ended(CANCELLED, usage)
                     self._count(entry, attempt.route, "cancelled")
                 self._count_tokens(entry, attempt.route, usage)
 
@@ -134,6 +155,8 @@ class GenerationService:
             stack.callback(lambda: attempt.turn.end(admitted.usage))  # once the connection is closed
             stack.push_async_exit(opened.stack)
             route, observed = attempt.route, opened.observed
+            account.first_content()
+            observed.on_end = partial(self._ended, account, opened, admitted.work)
             outcome = "cancelled"
             try:
                 yield observed
@@ -144,6 +167,7 @@ class GenerationService:
             finally:
                 admitted.usage = observed.usage or observed.estimated_usage(admitted.work)
                 admitted.was_cut = observed.was_cut
+                account.finish_reason = observed.finish_reason
                 if outcome == "ok":
                     self._succeeded(entry, route, observed.usage)
                 else:
@@ -151,6 +175,16 @@ class GenerationService:
                         attempt.broke_off(observed.failure)
                     self._count(entry, route, outcome if observed.failure is None else _code_of(observed.failure))
                     self._count_tokens(entry, route, admitted.usage)
+                    failed = outcome if observed.failure is None else _code_of(observed.failure)
+                    opened.call.ended(failed, admitted.usage)
+
+    @staticmethod
+    async def _ended(account: Account, opened: "_Opened", work: Work) -> None:
+        """Write the record before the answer ends: whoever has read it to its end finds it."""
+        observed = opened.observed
+        opened.call.ended(OK, observed.usage or observed.estimated_usage(work))
+        account.finish_reason = observed.finish_reason
+        await account.close()
 
     def _succeeded(self, entry: ModelEntry, route: Route, usage: Usage | None) -> None:
         self._count(entry, route, "ok")
@@ -177,6 +211,10 @@ class _ObservedStream:
         self.usage = first.usage
         self.was_cut = False
         """Whether an answer reached its token limit."""
+        self.finish_reason: str | None = None
+        """Why the first answer ended, once it has."""
+        self.on_end: Callable[[], Awaitable[None]] | None = None
+        """Is awaited when the stream has come to its own end, before whoever reads it learns that."""
         self.ended = False
         """Whether the provider's stream came to its own end."""
         self.failure: Exception | None = None
@@ -194,6 +232,8 @@ class _ObservedStream:
                 chunk = await anext(self._rest)
             except StopAsyncIteration:
                 self.ended = True
+                if self.on_end is not None:
+                    await self.on_end()
                 raise
             except Exception as error:
                 self.failure = error
@@ -206,8 +246,12 @@ class _ObservedStream:
     def _look_at(self, chunk: Chunk) -> None:
         for delta in chunk.deltas:
             self._seen_bytes += delta_size(delta)
+            if delta.finish_reason is None:
+                continue
             if delta.finish_reason is FinishReason.LENGTH:
                 self.was_cut = True
+            if delta.choice == 0:
+                self.finish_reason = delta.finish_reason.value
 
     @property
     def seen_tokens(self) -> int:
@@ -229,9 +273,10 @@ class _Opened:
     observed: _ObservedStream
     stack: AsyncExitStack
     """Closes the upstream connection."""
+    call: OpenCall
 
 
-async def _opened(attempt: Attempt, request: GenerationRequest) -> _Opened:
+async def _opened(attempt: Attempt, request: GenerationRequest, call: OpenCall) -> _Opened:
     async with AsyncExitStack() as stack:
         chunks = await stack.enter_async_context(
             attempt.provider.stream(
@@ -240,7 +285,7 @@ async def _opened(attempt: Attempt, request: GenerationRequest) -> _Opened:
         )
         first = await _first_content(chunks)
         attempt.turn.first_content()
-        return _Opened(_ObservedStream(first, chunks), stack.pop_all())
+        return _Opened(_ObservedStream(first, chunks), stack.pop_all(), call)
 
 
 async def _first_content(chunks: AsyncIterator[Chunk]) -> Chunk:
@@ -262,6 +307,11 @@ def _was_cut(answer: Completion | EmbeddingResult) -> bool:
     return isinstance(answer, Completion) and any(
         choice.finish_reason is FinishReason.LENGTH for choice in answer.choices
     )
+
+
+def _finish_reason(answer: Completion | EmbeddingResult) -> str | None:
+    """Say why the first answer ended; vectors do not tell."""
+    return answer.choices[0].finish_reason.value if isinstance(answer, Completion) else None
 
 
 def _code_of(error: Exception) -> str:

@@ -30,7 +30,16 @@ from service.errors import UpstreamError, UpstreamInvalid, UpstreamMisconfigured
 from service.providers.allowance import read_openai
 from service.providers.base import KeyPool, ProviderKey
 from service.providers.event_stream import Event, EventReader
-from service.providers.http import Ask, HttpUpstream, Refusal, error_for_status, open_upstream, retry_after_s, text_of
+from service.providers.http import (
+    NO_HEADERS,
+    Ask,
+    HttpUpstream,
+    Refusal,
+    error_for_status,
+    open_upstream,
+    retry_after_s,
+    text_of,
+)
 from service.providers.keys import KeyRing, SdkHeaders
 from service.providers.openai_wire import (
     WireEvent,
@@ -162,6 +171,11 @@ def _classified(status: int, error: Mapping[str, Any], retry_after: float | None
     return error_for_status(refusal, provider=provider)
 
 
+def call_headers(call_id: str | None) -> Mapping[str, str]:
+    """Return the header by which a call is found again (OpenAI, "Debugging requests", as of 2026-11)."""
+    return NO_HEADERS if call_id is None else {"X-Client-Request-Id": call_id}
+
+
 class OpenAIProvider:
     """Speaks chat completions and embeddings with one server."""
 
@@ -190,7 +204,8 @@ class OpenAIProvider:
     ) -> Completion:
         """See :class:`service.providers.base.Provider`."""
         fields = self._fields(request, upstream_model, stream=False)
-        ask = self._http.keyed(Ask(self._chat_url, fields, model=upstream_model, key=key))
+        headers = call_headers(request.call_id)
+        ask = self._http.keyed(Ask(self._chat_url, fields, headers, upstream_model, key))
         raw = await self._http.post(ask, deadline=deadline)
         try:
             wire = decode_completion(raw)
@@ -212,7 +227,7 @@ class OpenAIProvider:
             choices=request.choices,
         )
         fields = self._fields(request, upstream_model, stream=True)
-        ask = Ask(self._chat_url, fields, model=upstream_model, key=key)
+        ask = Ask(self._chat_url, fields, call_headers(request.call_id), upstream_model, key)
         return self._http.stream(ask, decoder, deadline=deadline)
 
     async def embed(
@@ -220,7 +235,8 @@ class OpenAIProvider:
     ) -> EmbeddingResult:
         """See :class:`service.providers.base.Provider`."""
         fields = {**request.fields, "model": upstream_model}
-        ask = self._http.keyed(Ask(self._embeddings_url, fields, model=upstream_model, key=key))
+        headers = call_headers(request.call_id)
+        ask = self._http.keyed(Ask(self._embeddings_url, fields, headers, upstream_model, key))
         raw = await self._http.post(ask, deadline=deadline)
         try:
             wire = checked_embeddings(raw)

@@ -1,9 +1,10 @@
 """What a request asks of a provider, for whom, and until when."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from service.domain.principal import Priority
+from service.domain.timings import Timings
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,8 @@ class Work:
     """Makes what it is known by when it comes again."""
     deadline_at: float | None = None
     """Monotonic seconds after which the answer is of no use to its caller, if that is known."""
+    timings: Timings = field(default_factory=Timings, compare=False)
+    """Where its time goes."""
 
     @property
     def tokens(self) -> int:

@@ -129,6 +129,9 @@ class Control:
 
     def _show_ledger(self, request: Request) -> Reply:
         given = {name: values[-1] for name, values in parse_qs(request.query).items()}
+        if (names := given.get("client_request_id")) is not None:
+            named = (self.ledger.named(name) for name in names.split(","))
+            return Reply(200, orjson.dumps([call.as_json() for call in named if call is not None]))
         since, limit = given.get("since_id", "0"), given.get("limit", str(MOST_CALLS))
         if not (since.isdecimal() and limit.isdecimal()):
             return _error(400, f"since_id and limit take whole numbers, not {since!r} and {limit!r}")

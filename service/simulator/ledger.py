@@ -108,6 +108,7 @@ class Ledger:
     def __init__(self, most_calls: int = MOST_CALLS) -> None:
         self._calls: deque[Call] = deque(maxlen=most_calls)
         self._open: dict[int, Call] = {}
+        self._named: dict[str, Call] = {}
         self._last_id = 0
         self._last_connection_id = 0
         self._totals = _Totals()
@@ -131,6 +132,17 @@ class Ledger:
         self._calls.append(call)
         self._open[number] = call
         return call
+
+    def name_call(self, call: Call, client_request_id: str) -> None:
+        """Record by what the client knows a call."""
+        call.client_request_id = client_request_id
+        if len(self._named) >= 2 * (self._calls.maxlen or MOST_CALLS):
+            self._named = {call.client_request_id: call for call in self._calls if call.client_request_id is not None}
+        self._named[client_request_id] = call
+
+    def named(self, client_request_id: str) -> Call | None:
+        """Return the latest call that the client knows by this name."""
+        return self._named.get(client_request_id)
 
     def close_call(self, call: Call, *, finished: bool = False, client_left: bool = False) -> None:
         """Record how a call ended; only the first end counts."""
@@ -184,4 +196,5 @@ class Ledger:
         """Forget every call and total; ids go on, and calls that are open are no longer counted."""
         self._calls.clear()
         self._open.clear()
+        self._named.clear()
         self._totals = _Totals()

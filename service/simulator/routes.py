@@ -88,7 +88,7 @@ class Simulator:
         call = self._ledger.open_call(connection, vendor.name, path, self._request_prefix)
         headers = request.headers
         if (client_id := headers.get(b"x-client-request-id") or headers.get(b"x-request-id")) is not None:
-            call.client_request_id = client_id.decode("latin-1")
+            self._ledger.name_call(call, client_id.decode("latin-1"))
         try:
             method, answer = self._find(path)
             if method is None:

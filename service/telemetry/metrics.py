@@ -31,6 +31,7 @@ class Metrics:
         self._limits(registry)
         self._queues(registry)
         self._jobs(registry)
+        self._ledger(registry)
         self._readiness(registry)
         self._process(registry)
         self._show_zeros()
@@ -303,6 +304,20 @@ class Metrics:
             "How long the oldest of the background jobs that wait has waited.",
             registry=registry,
             multiprocess_mode="livemax",
+        )
+
+    def _ledger(self, registry: CollectorRegistry) -> None:
+        """The ledger of usage."""
+        self.ledger_local = Gauge(
+            "llm_api_ledger_local",
+            "Processes that keep the ledger in a file, since the store is away.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.ledger_adopted = Counter(
+            "llm_api_ledger_adopted_total",
+            "Records that were written for processes that died.",
+            registry=registry,
         )
 
     def _readiness(self, registry: CollectorRegistry) -> None:

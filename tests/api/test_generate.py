@@ -29,6 +29,7 @@ from service.errors import (
 from service.providers.fake import FakeProvider, Script
 from tests.support.attempts import attempts_over
 from tests.support.fake_app import FakeApp, fake_app
+from tests.support.ledger import unwritten_ledger
 
 PROBLEM = "application/problem+json"
 REQUEST_ID = re.compile(r"req_[0-9a-f]{22}")
@@ -317,6 +318,7 @@ def generation_over(provider: FakeProvider, api: FakeApp) -> GenerationService:
             {"fake": provider, "backup": provider}, metrics=api.resources.metrics, clock=SystemClock()
         ),
         admission=Admission(limiter=MemoryLimiter(clock=SystemClock()), shadow=False, metrics=api.resources.metrics),
+        ledger=unwritten_ledger(),
         metrics=api.resources.metrics,
     )
 

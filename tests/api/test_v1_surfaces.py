@@ -22,6 +22,7 @@ from service.providers.fake import FakeProvider, Script
 from service.resources import Resources
 from tests.conftest import CALLER_KEY
 from tests.support.attempts import attempts_over
+from tests.support.ledger import unwritten_ledger
 from tests.support.live import settings_over
 
 CHAT = "/v1/chat/completions"
@@ -62,6 +63,7 @@ async def api() -> AsyncIterator[Api]:
                 {"openai": provider, "anthropic": provider}, metrics=resources.metrics, clock=SystemClock()
             ),
             admission=Admission(limiter=MemoryLimiter(clock=SystemClock()), shadow=False, metrics=resources.metrics),
+            ledger=unwritten_ledger(),
             metrics=resources.metrics,
         )
         transport = httpx.ASGITransport(app=manager.app)

@@ -44,6 +44,7 @@ from service.providers.fake import FakeProvider, Script
 from service.telemetry.metrics import Metrics
 from tests.support.attempts import PLAIN, attempts_over
 from tests.support.fake_app import soon
+from tests.support.ledger import unwritten_ledger
 
 PROMPT = "x" * 40
 """Ten tokens, by the estimate."""
@@ -79,6 +80,7 @@ class Bench:
                 clock=self.clock,
             ),
             admission=self.admission,
+            ledger=unwritten_ledger(),
             metrics=self.metrics,
         )
 

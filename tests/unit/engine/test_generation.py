@@ -43,6 +43,7 @@ from service.providers.fake import FakeProvider, Script
 from service.telemetry.metrics import Metrics
 from tests.support.attempts import PLAIN, attempts_over
 from tests.support.fake_app import soon
+from tests.support.ledger import unwritten_ledger
 
 REQUEST = GenerationRequest(model="m", messages=(Message.of_text("user", "Hi"),))
 CONTEXT = RequestContext(request_id="r", principal=ANONYMOUS)
@@ -81,6 +82,7 @@ class Bench:
                 clock=self.clock,
             ),
             admission=Admission(limiter=MemoryLimiter(clock=self.clock), shadow=False, metrics=self.metrics),
+            ledger=unwritten_ledger(),
             metrics=self.metrics,
         )
 
@@ -398,6 +400,7 @@ def over(bench: Bench, **resilience: Any) -> GenerationService:
             clock=bench.clock,
         ),
         admission=Admission(limiter=MemoryLimiter(clock=bench.clock), shadow=False, metrics=bench.metrics),
+        ledger=unwritten_ledger(),
         metrics=bench.metrics,
     )
 

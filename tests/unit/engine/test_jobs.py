@@ -34,6 +34,7 @@ from service.errors import (
 from service.providers.fake import FakeProvider, Script
 from service.telemetry.metrics import Metrics
 from tests.support.attempts import PLAIN, attempts_over
+from tests.support.ledger import unwritten_ledger
 
 PRICE = {"input": 1, "output": 10, "as_of": "2026-11-01", "source": "a page"}
 ALICE = "alice-key-0123456789"
@@ -54,6 +55,7 @@ class Bench:
                 {"fake": self.provider}, sections={"fake": PLAIN}, metrics=metrics, clock=self.clock
             ),
             admission=Admission(limiter=self.limiter, shadow=False, metrics=metrics),
+            ledger=unwritten_ledger(),
             metrics=metrics,
         )
         auth = AuthSettings.model_validate(

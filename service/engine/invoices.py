@@ -1,0 +1,120 @@
+"""What providers themselves say that calls took, where they can be asked."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from service.accounting.prices import Price
+from service.domain.generation import Usage
+from service.domain.usage_record import CRASHED, CallRecord, UsageRecord
+from service.errors import ServiceError
+
+logger = logging.getLogger(__name__)
+
+CALLS_MAX = 100
+"""Calls of one generation that are looked for: ``resilience.attempts_max`` goes no further."""
+
+
+class Invoice(Protocol):
+    """The invoice of one provider."""
+
+    async def took(self, call_ids: Sequence[str]) -> Mapping[str, tuple[str, Usage] | None]:
+        """Tell the provider's model and the usage of those calls that it knows; None where one has not ended yet.
+
+        Raises ``UpstreamError``.
+        """
+        ...
+
+
+class Invoices:
+    """The invoices of those providers that have one."""
+
+    def __init__(self, invoices: Mapping[str, Invoice], price_of: Callable[[str], Price | None]) -> None:
+        """``invoices`` are by provider; ``price_of`` gives the price of a configured model."""
+        self._invoices = invoices
+        self._price_of = price_of
+
+    def may_know(self, record: UsageRecord) -> bool:
+        """Whether an invoice may know better than the record what a call took."""
+        return any(
+            call.usage.estimated and not call.invoiced and call.provider in self._invoices for call in record.calls
+        )
+
+    async def settled(self, record: UsageRecord, *, within_s: float, every_s: float) -> UsageRecord:
+        """Return the record as the invoices have it; what they do not say in time stays an estimate."""
+        try:
+            async with asyncio.timeout(within_s):
+                while True:
+                    record = await self._asked(record)
+                    if not self.may_know(record):
+                        return record
+                    await asyncio.sleep(every_s)
+        except TimeoutError:
+            logger.warning("an invoice does not tell of a call: its usage stays estimated", extra={"id": record.id})
+            return record
+
+    async def _asked(self, record: UsageRecord) -> UsageRecord:
+        calls = list(record.calls)
+        for provider, invoice in self._invoices.items():
+            wanted = [call.id for call in calls if call.provider == provider and call.usage.estimated]
+            if not wanted:
+                continue
+            try:
+                told = await invoice.took(wanted)
+            except ServiceError:
+                continue
+            for place, call in enumerate(calls):
+                if call.id in wanted and call.id not in told:
+                    # The provider never saw it.
+                    calls[place] = self._with(record, call, Usage(0, 0))
+                elif (found := told.get(call.id)) is not None:
+                    calls[place] = self._with(record, call, found[1])
+        return replace(record, calls=tuple(calls))
+
+    def _with(self, record: UsageRecord, call: CallRecord, usage: Usage) -> CallRecord:
+        price = self._price_of(record.model)
+        cost = None if price is None else price.nano_usd(usage)
+        return replace(call, usage=usage, cost_nano_usd=cost, invoiced=True)
+
+    async def crashed(self, draft: UsageRecord, *, ended_at: float, within_s: float, every_s: float) -> UsageRecord:
+        """Return the record of a generation whose process is gone, with the calls that invoices know of.
+
+        Where no invoice does, it is one call to nobody knows whom, as large as it was estimated.
+        """
+        if draft.ended_at is not None:  # only its settlement was left to do
+            return await self.settled(draft, within_s=within_s, every_s=every_s)
+        record = replace(draft, ended_at=ended_at, outcome=CRASHED, fault="service")
+        calls: list[CallRecord] = []
+        ids = [f"{draft.id}-{number}" for number in range(1, CALLS_MAX + 1)]
+        is_known = False
+        try:
+            async with asyncio.timeout(within_s):
+                for provider, invoice in self._invoices.items():
+                    told = await _told(invoice, ids, every_s)
+                    is_known = True
+                    calls += [
+                        self._with(record, CallRecord(call_id, provider, model, CRASHED), usage)
+                        for call_id, (model, usage) in told.items()
+                    ]
+        except TimeoutError:
+            logger.warning("an invoice does not tell of a crash: its usage stays estimated", extra={"id": draft.id})
+        if not is_known:
+            price = self._price_of(record.model)
+            cost = None if price is None else price.nano_usd(draft.estimate)
+            calls = [CallRecord(f"{draft.id}-1", "", "", CRASHED, draft.estimate, cost)]
+        return replace(record, calls=tuple(calls))
+
+
+async def _told(invoice: Invoice, ids: Sequence[str], every_s: float) -> Mapping[str, tuple[str, Usage]]:
+    """Ask until each call that the provider knows has ended."""
+    while True:
+        try:
+            told = await invoice.took(ids)
+        except ServiceError:
+            told = {"": None}
+        ended = {call_id: found for call_id, found in told.items() if found is not None}
+        if len(ended) == len(told):
+            return ended
+        await asyncio.sleep(every_s)

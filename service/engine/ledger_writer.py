@@ -1,0 +1,224 @@
+"""How a process's entries reach the ledger: in one ordered line, each batch until the store has it."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Protocol
+
+from service.domain.ledger import Batch, Entry
+from service.domain.usage_record import UsageRecord
+from service.errors import StoreUnavailable
+from service.telemetry.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+BATCH_MAX = 256
+"""Entries that are sent at once."""
+RETRY_S = 0.25
+RETRY_MAX_S = 2.0
+BEAT_S = 3.0
+"""Without entries, the store is told so often that this process lives."""
+
+CATCH_UP_MAX = 50
+"""Batches that are sent later in one go."""
+
+
+class LedgerStore(Protocol):
+    """Where the ledger is kept. All of it raises ``StoreUnavailable``."""
+
+    async def apply(self, batch: Batch) -> bool:
+        """Write a batch unless it has been; False if the store had known its owner, and has forgotten it."""
+        ...
+
+    async def beat(self, owner: str) -> None:
+        """Take note that a process lives."""
+        ...
+
+    async def abandoned(self) -> Sequence[UsageRecord]:
+        """Return the drafts of processes that are heard of no more; others may look at them too."""
+        ...
+
+    async def adopt(self, record: UsageRecord) -> bool:
+        """Write the record of an abandoned draft, in exchange for it; False if somebody else did."""
+        ...
+
+    def read(self, since: float, until: float) -> AsyncIterator[UsageRecord]:
+        """Yield the records of what ended in this time, in seconds since the epoch, oldest first."""
+        ...
+
+
+class Journal(Protocol):
+    """Where batches are kept while the store is away."""
+
+    def append(self, batch: Batch) -> None:
+        """Keep a batch so that it outlives this process."""
+        ...
+
+    def first(self) -> Batch | None:
+        """Return the oldest batch that is kept."""
+        ...
+
+    def drop_first(self) -> None:
+        """Forget it."""
+        ...
+
+    def left_behind(self) -> "Journal | None":
+        """Take over what a process left that is gone, if there is any."""
+        ...
+
+
+class LedgerWriter:
+    """Writes entries in the order in which they came."""
+
+    def __init__(
+        self,
+        *,
+        store: LedgerStore,
+        journal: Journal,
+        metrics: Metrics,
+        owner: str,
+    ) -> None:
+        """``owner`` is a name that no other process has, nor ever had."""
+        self._store = store
+        self._journal = journal
+        self._metrics = metrics
+        self._owner = owner
+        self._number = 0
+        self._waiting: list[tuple[Entry, asyncio.Future[None]]] = []
+        self._wake = asyncio.Event()
+        self._is_away = False
+        self._is_ending = False
+        self._open: dict[str, UsageRecord] = {}
+        """Drafts that the store has, or will have."""
+        self._unsure: set[str] = set()
+        """Those that it forgot."""
+
+    def put(self, entry: Entry) -> asyncio.Future[None]:
+        """Write an entry; the future ends when it is kept, here or in the store."""
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append((entry, future))
+        self._wake.set()
+        return future
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Write within the block; all that came is kept somewhere when it is left."""
+        writing = asyncio.create_task(self._write(), name="write the ledger")
+        inheriting = asyncio.create_task(self._inherit(), name="take over what others left of the ledger")
+        try:
+            yield
+        finally:
+            inheriting.cancel()
+            self._is_ending = True
+            self._wake.set()
+            await asyncio.gather(writing, inheriting, return_exceptions=True)
+
+    async def _write(self) -> None:
+        retry_at = 0.0
+        while not self._is_ending or self._waiting:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(RETRY_S if self._is_away else BEAT_S):
+                    await self._wake.wait()
+            self._wake.clear()
+            if not self._waiting and not self._is_away and not self._is_ending:
+                await self._guarded(self._beat)
+            while self._waiting:
+                await self._guarded(self._write_some)
+            now = asyncio.get_running_loop().time()
+            if self._is_away and now >= retry_at:
+                await self._guarded(self._catch_up)
+                retry_at = now + RETRY_S
+        if self._is_away:
+            await self._guarded(self._catch_up)
+
+    async def _guarded(self, step: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await step()
+        except Exception:  # the outer edge of the task: a defect must not stop all that comes
+            logger.exception("the ledger failed by a defect")
+            self._metrics.unhandled_errors.labels("ledger").inc()
+            await asyncio.sleep(RETRY_S)
+
+    async def _beat(self) -> None:
+        try:
+            await self._store.beat(self._owner)
+        except StoreUnavailable as error:
+            self._away(error)
+
+    async def _write_some(self) -> None:
+        taken, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
+        self._number += 1
+        batch = Batch(self._owner, self._number, [self._noted(entry) for entry, _ in taken])
+        try:
+            if self._is_away:
+                self._journal.append(batch)
+            else:
+                await self._apply(batch)
+        except StoreUnavailable as error:
+            # It may have been carried out: sent again under the same number, it is not made twice.
+            self._journal.append(batch)
+            self._away(error)
+        except BaseException:
+            self._journal.append(batch)
+            self._is_away = True
+            raise
+        finally:
+            for _, future in taken:
+                if not future.done():
+                    future.set_result(None)
+
+    def _noted(self, entry: Entry) -> Entry:
+        record = entry.record
+        if entry.kind == "open":
+            self._open[record.id] = record
+        elif entry.kind == "close":
+            self._open.pop(record.id, None)
+            if record.id in self._unsure:
+                self._unsure.discard(record.id)
+                return Entry("record", record)
+        return entry
+
+    async def _apply(self, batch: Batch) -> None:
+        if not await self._store.apply(batch):
+            logger.error("the shared store has lost the ledger's drafts", extra={"drafts": len(self._open)})
+            self._unsure.update(self._open)
+
+    def _away(self, error: StoreUnavailable) -> None:
+        if not self._is_away:
+            logger.warning("the ledger goes to a file: the shared store is away", extra={"error": str(error)})
+        self._is_away = True
+        self._metrics.ledger_local.set(1)
+
+    async def _catch_up(self) -> None:
+        """Send what was kept here; once nothing is left, entries go to the store again."""
+        for _ in range(CATCH_UP_MAX):
+            batch = self._journal.first()
+            if batch is None:
+                break
+            try:
+                await self._apply(batch)
+            except StoreUnavailable:
+                return
+            self._journal.drop_first()
+        else:
+            return  # what came meanwhile has to be kept too
+        logger.info("the ledger goes to the shared store again")
+        self._is_away = False
+        self._metrics.ledger_local.set(0)
+
+    async def _inherit(self) -> None:
+        while True:
+            await self._guarded(self._take_over)
+            await asyncio.sleep(RETRY_MAX_S)
+
+    async def _take_over(self) -> None:
+        if self._is_away:
+            return
+        while (left := self._journal.left_behind()) is not None:
+            while (batch := left.first()) is not None:
+                try:
+                    await self._store.apply(batch)
+                except StoreUnavailable:
+                    return
+                left.drop_first()

@@ -1,0 +1,73 @@
+-- The ledger: drafts, records, and the number of each process's last batch. All of it in one slot.
+-- KEYS: drafts (hash by id: "owner\njson"), records (stream), last (hash by owner)
+-- ARGV: operation, and what it takes
+
+local drafts, records, last = KEYS[1], KEYS[2], KEYS[3]
+local alive = string.sub(drafts, 1, -7) .. "alive:"
+
+local function write(json, kept_ms, most)
+    local at = redis.call("TIME")
+    local now_ms = at[1] * 1000 + math.floor(at[2] / 1000)
+    redis.call("XADD", records, "MAXLEN", "~", most, "*", "r", json)
+    redis.call("XTRIM", records, "MINID", "~", string.format("%.0f", now_ms - kept_ms))
+end
+
+-- owner, number, lease_ms, kept_ms, most, then kind, id, json for each entry; 0 if the owner's drafts are lost
+local function apply()
+    local owner, number, lease_ms, kept_ms, most = ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5]), ARGV[6]
+    local known = tonumber(redis.call("HGET", last, owner) or "0")
+    if number <= known then
+        return 1
+    end
+    local is_lost = known == 0 and number > 1
+    for place = 7, #ARGV, 3 do
+        local kind, id, json = ARGV[place], ARGV[place + 1], ARGV[place + 2]
+        if kind == "open" then
+            redis.call("HSET", drafts, id, owner .. "\n" .. json)
+        elseif kind == "amend" then
+            if redis.call("HEXISTS", drafts, id) == 1 then
+                redis.call("HSET", drafts, id, owner .. "\n" .. json)
+            end
+        elseif redis.call("HDEL", drafts, id) == 1 or kind == "record" or is_lost then
+            write(json, kept_ms, most)
+        end
+    end
+    redis.call("HSET", last, owner, number)
+    redis.call("SET", alive .. owner, "1", "PX", lease_ms)
+    return is_lost and 0 or 1
+end
+
+-- owner, lease_ms
+local function beat()
+    redis.call("SET", alive .. ARGV[2], "1", "PX", ARGV[3])
+    return 1
+end
+
+-- cursor, count; gives the next cursor, the drafts seen whose owner is silent, and the silent owners without any
+local function silent()
+    local page = redis.call("HSCAN", drafts, ARGV[2], "COUNT", ARGV[3])
+    local found = {}
+    local is_silent = {}
+    for place = 1, #page[2], 2 do
+        local owner = string.match(page[2][place + 1], "^[^\n]*")
+        if is_silent[owner] == nil then
+            is_silent[owner] = redis.call("EXISTS", alive .. owner) == 0
+        end
+        if is_silent[owner] then
+            found[#found + 1] = page[2][place + 1]
+        end
+    end
+    return { page[1], found }
+end
+
+-- id, json, kept_ms, most
+local function adopt()
+    if redis.call("HDEL", drafts, ARGV[2]) == 0 then
+        return 0
+    end
+    write(ARGV[3], tonumber(ARGV[4]), ARGV[5])
+    return 1
+end
+
+local operations = { apply = apply, beat = beat, silent = silent, adopt = adopt }
+return operations[ARGV[1]]()
