@@ -15,10 +15,10 @@ from starlette.websockets import WebSocketDisconnect
 from service.api.deps import CONTEXT
 from service.api.disconnect import ClientDisconnected, departure
 from service.api.errors import render_error
+from service.api.outcome import CLIENT_LEFT, FAULT, OUTCOME, family_of, fault_of
 from service.api.paths import route_path
 from service.api.rate_limit import rate_limit_headers
 from service.api.request_id import request_id_from
-from service.api.streaming import OUTCOME
 from service.domain.principal import RequestContext
 from service.engine.drain import Drain, Stage
 from service.errors import InternalError, RequestTimeout, RequestTooLarge, ServiceError
@@ -35,8 +35,6 @@ PROBES = frozenset({"/health", "/ready"})
 """Paths that are answered as long as the process runs: no stop waits for them or refuses them."""
 JOBS = "/generate/async/"
 
-CLIENT_LEFT = 499
-"""The status of a request whose client did not wait for one."""
 INTERNAL_ERROR = 1011
 SERVICE_RESTART = 1012
 """Close codes (RFC 6455 section 7.4.1, and the IANA registry that it founded)."""
@@ -284,6 +282,7 @@ def _status(message: Message) -> int | None:
 def _defect(exc: Exception, scope: Scope, metrics: Metrics, *, place: str) -> InternalError:
     """Count and log what no code expected; return what the caller is told."""
     metrics.unhandled_errors.labels(place).inc()
+    scope[FAULT] = InternalError.fault
     logger.error("unhandled error", exc_info=exc, extra={"request_id": scope["request_id"]})
     return InternalError(f"a defect of the service; quote {scope['request_id']}")
 
@@ -294,6 +293,11 @@ def _account(scope: Scope, metrics: Metrics, method: str, answer: _Answer) -> fl
     route = _route_of(scope)
     code = int(answer.status) or CLIENT_LEFT
     metrics.http_requests.labels(route, method, str(code)).inc()
+    if route not in PROBES and code != HTTPStatus.SWITCHING_PROTOCOLS:  # a socket's generations count one by one
+        metrics.requests_ended.labels(family_of(route), fault_of(scope, code)).inc()
+    context: RequestContext | None = scope.get(CONTEXT)
+    if context is not None and context.waits.attempts_s and code == HTTPStatus.OK and OUTCOME not in scope:
+        metrics.overhead.labels("http").observe(max(0.0, duration_s - context.waits.total_s))
     extra = {
         "request_id": scope["request_id"],
         "method": method,

@@ -32,6 +32,21 @@ ANONYMOUS = Principal("anonymous")
 """Who calls where authentication is off and nothing is limited."""
 
 
+@dataclass(slots=True)
+class Waits:
+    """For how long a request waited for others, in seconds; what is left of its time is our own."""
+
+    limits_s: float = 0.0
+    """For the word on its limits."""
+    attempts_s: float = 0.0
+    """For its turn and for providers, until the first content or the whole answer."""
+
+    @property
+    def total_s(self) -> float:
+        """All of it."""
+        return self.limits_s + self.attempts_s
+
+
 @dataclass(frozen=True, slots=True)
 class RequestContext:
     """What belongs to one request and not to what it asks."""
@@ -45,7 +60,8 @@ class RequestContext:
     background: bool = False
     """Whether nobody waits for the answer: then it goes after all that is interactive."""
     standing: Standing = field(default_factory=Standing, compare=False)
-    """What admission found; the one thing in here that changes."""
+    """What admission found; it and what follows change."""
+    waits: Waits = field(default_factory=Waits, compare=False)
 
     @property
     def priority(self) -> Priority:

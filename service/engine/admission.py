@@ -153,6 +153,7 @@ class Admission:
                 return None
             raise
         finally:
+            context.waits.limits_s += time.perf_counter() - began
             self._metrics.limiter_duration.observe(time.perf_counter() - began)
         if not shadow:
             context.standing.balances = reservation.balances

@@ -1,9 +1,10 @@
 """Generating: from a request to an answer, whole or streamed, over the routes that its model has."""
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 from service.domain.estimates import delta_size, tokens_in
 from service.domain.generation import (
@@ -93,10 +94,11 @@ class GenerationService:
         async with self._admission.admitted(entry, request, context) as admitted:
 
             async def call(attempt: Attempt) -> Answer:
-                with admitted.asking():
+                with admitted.asking(), self._timed(entry, attempt, "end"):
                     return await ask(attempt)
 
-            answer, attempt = await self._attempts.make(entry, admitted.work, call)
+            with _awaited(context):
+                answer, attempt = await self._attempts.make(entry, admitted.work, call)
             admitted.usage = answer.usage
             admitted.was_cut = _was_cut(answer)
             attempt.turn.end(answer.usage)
@@ -116,7 +118,7 @@ class GenerationService:
             admitted = await stack.enter_async_context(self._admission.admitted(entry, request, context))
 
             async def call(attempt: Attempt) -> _Opened:
-                with admitted.asking():
+                with admitted.asking(), self._timed(entry, attempt, "first_content"):
                     return await _opened(attempt, request)
 
             async def lose(attempt: Attempt, opened: _Opened | None) -> None:
@@ -130,7 +132,8 @@ class GenerationService:
                     self._count(entry, attempt.route, "cancelled")
                 self._count_tokens(entry, attempt.route, usage)
 
-            opened, attempt = await self._attempts.make(entry, admitted.work, call, lose=lose)
+            with _awaited(context):
+                opened, attempt = await self._attempts.make(entry, admitted.work, call, lose=lose)
             stack.callback(lambda: attempt.turn.end(admitted.usage))  # once the connection is closed
             stack.push_async_exit(opened.stack)
             route, observed = attempt.route, opened.observed
@@ -158,12 +161,29 @@ class GenerationService:
             self._count_tokens(entry, route, usage)
 
     def _count_tokens(self, entry: ModelEntry, route: Route, usage: Usage) -> None:
-        tokens = self._metrics.tokens
-        tokens.labels(route.provider, entry.name, "input").inc(usage.input_tokens)
-        tokens.labels(route.provider, entry.name, "output").inc(usage.output_tokens)
+        nano_usd = None if entry.price is None else entry.price.nano_usd(usage)
+        self._metrics.note_usage(route.provider, entry.name, usage, nano_usd)
+
+    @contextmanager
+    def _timed(self, entry: ModelEntry, attempt: Attempt, until: Literal["first_content", "end"]) -> Iterator[None]:
+        """Measure a call that succeeds."""
+        began = time.monotonic()
+        yield
+        durations = self._metrics.upstream_duration
+        durations.labels(attempt.route.provider, entry.name, until).observe(time.monotonic() - began)
 
     def _count(self, entry: ModelEntry, route: Route, outcome: str) -> None:
         self._metrics.upstream_requests.labels(route.provider, entry.name, outcome).inc()
+
+
+@contextmanager
+def _awaited(context: RequestContext) -> Iterator[None]:
+    """Note for how long a request waits for its turn and for providers."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        context.waits.attempts_s += time.monotonic() - began
 
 
 class _ObservedStream:
