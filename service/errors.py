@@ -41,6 +41,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
+Fault = Literal["none", "caller", "us", "provider", "capacity"]
+"""Whose it is that a request did not end well. ``capacity``: more was asked than we, or what we have bought, can do.
+What is ``us``, ``provider`` or ``capacity`` counts against the objectives; what is the caller's does not."""
+
 
 @dataclass(frozen=True, slots=True)
 class FieldError:
@@ -65,6 +69,8 @@ class ServiceError(Exception):
     """Whether the same request may succeed later without a change."""
     title: ClassVar[str] = "Internal error"
     """The class of failure in a few words, the same for every occurrence (RFC 9457 section 3.1.3)."""
+    fault: ClassVar[Fault] = "us"
+    """Whose fault it is."""
 
     def __init__(
         self,
@@ -96,6 +102,7 @@ class InvalidRequest(ServiceError):  # noqa: N818 - the tree reads as HTTP reaso
     code = "invalid_request"
     status = 422
     title = "The request is not valid"
+    fault = "caller"
 
     @classmethod
     def at(cls, field: str, message: str, *, kind: str = "invalid") -> Self:
@@ -130,6 +137,7 @@ class Unauthenticated(ServiceError):  # noqa: N818
     code = "unauthenticated"
     status = 401
     title = "Authentication is needed"
+    fault = "caller"
 
 
 class PermissionDenied(ServiceError):  # noqa: N818
@@ -138,6 +146,7 @@ class PermissionDenied(ServiceError):  # noqa: N818
     code = "permission_denied"
     status = 403
     title = "Not allowed"
+    fault = "caller"
 
 
 class NotFound(ServiceError):  # noqa: N818
@@ -146,6 +155,7 @@ class NotFound(ServiceError):  # noqa: N818
     code = "not_found"
     status = 404
     title = "Not found"
+    fault = "caller"
 
 
 class MethodNotAllowed(ServiceError):  # noqa: N818
@@ -154,6 +164,7 @@ class MethodNotAllowed(ServiceError):  # noqa: N818
     code = "method_not_allowed"
     status = 405
     title = "Method not allowed"
+    fault = "caller"
 
 
 class JobNotFound(NotFound):
@@ -169,6 +180,7 @@ class JobGone(ServiceError):  # noqa: N818
     code = "job_gone"
     status = 410
     title = "The job's result is gone"
+    fault = "caller"
 
 
 class StreamNotFound(NotFound):
@@ -185,6 +197,7 @@ class RequestTimeout(ServiceError):  # noqa: N818
     status = 408
     retryable = True
     title = "The request did not come in time"
+    fault = "caller"
 
 
 class RequestTooLarge(ServiceError):  # noqa: N818
@@ -193,6 +206,7 @@ class RequestTooLarge(ServiceError):  # noqa: N818
     code = "request_too_large"
     status = 413
     title = "The request is too large"
+    fault = "caller"
 
 
 class IdempotencyConflict(ServiceError):  # noqa: N818
@@ -202,6 +216,7 @@ class IdempotencyConflict(ServiceError):  # noqa: N818
     status = 409
     retryable = True
     title = "The same request is being answered"
+    fault = "caller"
 
 
 class Cancelled(ServiceError):  # noqa: N818
@@ -210,6 +225,7 @@ class Cancelled(ServiceError):  # noqa: N818
     code = "cancelled"
     status = 499
     title = "Cancelled"
+    fault = "caller"
 
 
 class RateLimited(ServiceError):  # noqa: N818
@@ -219,6 +235,7 @@ class RateLimited(ServiceError):  # noqa: N818
     status = 429
     retryable = True
     title = "Rate limit reached"
+    fault = "caller"
 
 
 class Overloaded(ServiceError):  # noqa: N818
@@ -228,6 +245,7 @@ class Overloaded(ServiceError):  # noqa: N818
     status = 503
     retryable = True
     title = "The service is overloaded"
+    fault = "capacity"
 
 
 class CircuitOpen(ServiceError):  # noqa: N818
@@ -237,6 +255,7 @@ class CircuitOpen(ServiceError):  # noqa: N818
     status = 503
     retryable = True
     title = "The providers are being given a rest"
+    fault = "provider"
 
 
 class Draining(ServiceError):  # noqa: N818
@@ -277,6 +296,7 @@ class UpstreamError(ServiceError):
     code = "upstream_error"
     status = 502
     title = "The provider failed"
+    fault: ClassVar[Fault] = "provider"
     fallback: ClassVar[bool] = True
     """Whether another route to the same model may do better, as long as nothing was handed on."""
 
@@ -301,6 +321,7 @@ class UpstreamRejected(UpstreamError):  # noqa: N818
     code = "upstream_rejected"
     status = 400
     title = "The provider rejected the request"
+    fault = "caller"
     fallback = False
 
 
@@ -311,6 +332,7 @@ class UpstreamThrottled(UpstreamError):  # noqa: N818
     status = 503
     retryable = True
     title = "The provider is limiting us"
+    fault = "capacity"
 
 
 class UpstreamOverloaded(UpstreamError):  # noqa: N818
@@ -343,6 +365,7 @@ class UpstreamMisconfigured(UpstreamError):  # noqa: N818
 
     code = "upstream_misconfigured"
     title = "The provider refuses our credentials"
+    fault = "us"
 
     def __init__(
         self,
@@ -374,3 +397,13 @@ class UpstreamTimeout(UpstreamError):  # noqa: N818
     status = 504
     retryable = True
     title = "The provider did not answer in time"
+
+
+def fault_of_code(code: str) -> Fault:
+    """Return whose fault errors with this code are; one that is not ours is the upstream's, about this very request."""
+    return next((kind.fault for kind in error_classes() if kind.code == code), UpstreamRejected.fault)
+
+
+def error_classes(root: type[ServiceError] = ServiceError) -> tuple[type[ServiceError], ...]:
+    """List the classes of the tree below ``root``, and itself."""
+    return (root, *(kind for child in root.__subclasses__() for kind in error_classes(child)))

@@ -5,7 +5,13 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    GCCollector,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from pydantic import SecretStr
 
 from service.admission.base import Limiter
@@ -58,6 +64,7 @@ from service.storage.redis_jobs import RedisJobStore
 from service.storage.redis_ledger import RedisLedgerStore
 from service.storage.redis_streams import RedisStreamLog
 from service.storage.tickets import MemoryTicketStore, RedisTicketStore
+from service.telemetry.event_loop import watching_event_loop
 from service.telemetry.metrics import Metrics
 from service.telemetry.server import open_metrics_server
 from service.webhooks.secrets import WebhookSecrets
@@ -107,6 +114,7 @@ async def open_resources(settings: Settings, *, source: SettingsSource | None = 
         def opener(name: str, provider: ProviderSettings) -> AbstractAsyncContextManager[Provider]:
             return open_provider(name, provider, clock=clock, metrics=metrics)
 
+        await stack.enter_async_context(watching_event_loop(metrics))
         pool = ProviderPool(opener, clock, on_gone=metrics.forget_provider)
         providers = await stack.enter_async_context(pool.opened(settings.providers))
         tickets: TicketStore
@@ -194,6 +202,7 @@ async def assemble(
 
     What runs in the background is closed by ``stack``.
     """
+    metrics.show_models({name: [route.provider for route in model.routes] for name, model in settings.models.items()})
     catalogue = ModelCatalogue(settings.models)
     attempts = Attempts(
         providers=providers,
@@ -230,7 +239,7 @@ async def assemble(
     authenticator = KeyAuthenticator(
         settings.auth, clock, on_file=partial(metrics.note_key_file, "client_keys", "auth.keys_file")
     )
-    jobs = JobService(store=job_store, routes=JOB_ROUTES, generation=generation, clock=clock)
+    jobs = JobService(store=job_store, routes=JOB_ROUTES, generation=generation, metrics=metrics, clock=clock)
     if settings.jobs.worker and job_store is not None:
         runner = JobRunner(routes=JOB_ROUTES, generation=generation, authenticator=authenticator, clock=clock)
         worker = Worker(
@@ -329,6 +338,8 @@ def _wants_store(settings: Settings) -> bool:
 
 
 def _registry() -> CollectorRegistry:
+    # When each series began is a third of all series, and nobody asks for it.
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)

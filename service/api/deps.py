@@ -11,6 +11,7 @@ from starlette.requests import HTTPConnection
 from service.api.request_timeout import request_timeout_s
 from service.config import Settings, is_loopback
 from service.domain.principal import Principal, RequestContext
+from service.domain.request_line import RequestLine
 from service.domain.ticket import digest_of
 from service.engine.batches import BatchService
 from service.engine.generation import GenerationService
@@ -171,6 +172,7 @@ def _context(connection: HTTPConnection, *, principal: Principal) -> RequestCont
         request_id=connection.scope["request_id"],
         principal=principal,
         received_at=connection.scope["received_at"],
+        line=RequestLine() if connection.scope["type"] == "http" else None,
     )
     connection.scope[CONTEXT] = context
     return context

@@ -14,6 +14,7 @@ from starlette.types import Scope
 
 from service.api.anthropic.errors import error_body as anthropic_body
 from service.api.openai.errors import error_body as openai_body
+from service.api.outcome import FAULT
 from service.api.paths import route_path
 from service.api.vendor import status_of
 from service.errors import (
@@ -55,7 +56,8 @@ def problem(error: ServiceError, request_id: str) -> dict[str, Any]:
 
 
 def render_error(error: ServiceError, scope: Scope) -> Response:
-    """Make the response of an error, in the shape that the route's clients know."""
+    """Make the response of an error, in the shape that the route's clients know, and note whose fault it is."""
+    scope[FAULT] = error.fault
     path = route_path(scope)
     request_id: str = scope["request_id"]
     headers: dict[str, str] = {}

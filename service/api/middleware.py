@@ -15,10 +15,11 @@ from starlette.websockets import WebSocketDisconnect
 from service.api.deps import CONTEXT
 from service.api.disconnect import ClientDisconnected, departure
 from service.api.errors import render_error
+from service.api.outcome import CLIENT_LEFT, FAULT, OUTCOME, family_of, fault_of
 from service.api.paths import route_path
 from service.api.rate_limit import rate_limit_headers
 from service.api.request_id import request_id_from
-from service.api.streaming import OUTCOME
+from service.api.server_timing import server_timing
 from service.domain.principal import RequestContext
 from service.engine.drain import Drain, Stage
 from service.errors import InternalError, RequestTimeout, RequestTooLarge, ServiceError
@@ -35,8 +36,6 @@ PROBES = frozenset({"/health", "/ready"})
 """Paths that are answered as long as the process runs: no stop waits for them or refuses them."""
 JOBS = "/generate/async/"
 
-CLIENT_LEFT = 499
-"""The status of a request whose client did not wait for one."""
 INTERNAL_ERROR = 1011
 SERVICE_RESTART = 1012
 """Close codes (RFC 6455 section 7.4.1, and the IANA registry that it founded)."""
@@ -140,7 +139,7 @@ class _Answer:
                 self.status = HTTPStatus.FORBIDDEN
         else:
             self.status = status
-            message["headers"] = [*message.get("headers", ()), self._header, *self._rate_limits(message)]
+            message["headers"] = [*message.get("headers", ()), self._header, *self._of_context(message)]
             # After a 408 the rest of the body may still come: it must not be taken for the next request.
             if status == HTTPStatus.REQUEST_TIMEOUT or self._drain.stage:
                 self._close_after(message)
@@ -150,12 +149,15 @@ class _Answer:
             self.is_broken = True
             raise
 
-    def _rate_limits(self, message: Message) -> Iterable[tuple[bytes, bytes]]:
-        """Say where the caller stands, once it is known who that is. On a socket each generation has its own word."""
+    def _of_context(self, message: Message) -> Iterable[tuple[bytes, bytes]]:
+        """Say where the caller stands, and where the time went. On a socket each generation has its own word."""
         context: RequestContext | None = self._scope.get(CONTEXT)
-        if context is None or message["type"] != "http.response.start" or self._admission.shadow:
+        if context is None or message["type"] != "http.response.start":
             return ()
-        return rate_limit_headers(context, self._scope["path"], now=datetime.now(UTC))
+        times = server_timing(context.timings, began_at=self.began_at, now=time.monotonic())
+        if self._admission.shadow:
+            return times
+        return (*times, *rate_limit_headers(context, self._scope["path"], now=datetime.now(UTC)))
 
     def _close_after(self, message: Message) -> None:
         """Make this the connection's last response. What begins a WebSocket has a ``Connection`` of its own."""
@@ -284,6 +286,7 @@ def _status(message: Message) -> int | None:
 def _defect(exc: Exception, scope: Scope, metrics: Metrics, *, place: str) -> InternalError:
     """Count and log what no code expected; return what the caller is told."""
     metrics.unhandled_errors.labels(place).inc()
+    scope[FAULT] = InternalError.fault
     logger.error("unhandled error", exc_info=exc, extra={"request_id": scope["request_id"]})
     return InternalError(f"a defect of the service; quote {scope['request_id']}")
 
@@ -294,6 +297,13 @@ def _account(scope: Scope, metrics: Metrics, method: str, answer: _Answer) -> fl
     route = _route_of(scope)
     code = int(answer.status) or CLIENT_LEFT
     metrics.http_requests.labels(route, method, str(code)).inc()
+    if route not in PROBES and code != HTTPStatus.SWITCHING_PROTOCOLS:  # a socket's generations count one by one
+        metrics.requests_ended.labels(family_of(route), fault_of(scope, code)).inc()
+    context: RequestContext | None = scope.get(CONTEXT)
+    if context is not None and code == HTTPStatus.OK and OUTCOME not in scope:
+        others_s = context.timings.others_until(time.monotonic())
+        if others_s:
+            metrics.overhead.labels("http").observe(max(0.0, duration_s - others_s))
     extra = {
         "request_id": scope["request_id"],
         "method": method,
@@ -301,6 +311,8 @@ def _account(scope: Scope, metrics: Metrics, method: str, answer: _Answer) -> fl
         "status": code,
         "duration_ms": round(duration_s * 1_000, 2),
     }
+    if context is not None and context.line is not None:
+        extra.update(context.line.written())
     outcome = scope.get(OUTCOME)
     if outcome is not None:
         extra["outcome"] = outcome

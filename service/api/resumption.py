@@ -19,7 +19,7 @@ from service.domain.stream import StreamEvent
 from service.domain.ticket import digest_of
 from service.engine.framing import Framing
 from service.engine.resumption import StreamOver, resume_path
-from service.errors import InvalidRequest, ServiceError
+from service.errors import Fault, InvalidRequest, ServiceError, fault_of_code
 from service.resources import Resources
 
 T = TypeVar("T")
@@ -36,6 +36,8 @@ RECONNECT_MS = 250
 
 _FAILURES = (b"event: error\n", b'data: {"error"')
 """How the terminal events of failures begin, in each framing."""
+_CODE = re.compile(rb'"(?:error_)?code":"([a-z_]+)"')
+"""Our word for a failure, in each framing."""
 
 
 class Position(NamedTuple):
@@ -61,6 +63,8 @@ class NumberedFraming:
         self.stream_id = stream_id
         self.has_failed = False
         """Whether the terminal event was a failure's."""
+        self.fault: Fault = "us"
+        """Whose it was, if so."""
         self._prefix = f"id: {stream_id}:".encode()
         self._number = after
         self._framing = framing
@@ -71,6 +75,8 @@ class NumberedFraming:
         self._number = last.number
         if last.last:
             self.has_failed = last.frame.startswith(_FAILURES)
+            if self.has_failed and (code := _CODE.search(last.frame)):
+                self.fault = fault_of_code(code[1].decode())
         prefix = self._prefix
         return b"".join([b"%b%d\n%b" % (prefix, event.number, event.frame) for event in chunk if event.frame])
 
@@ -99,7 +105,10 @@ class NumberedStreamResponse(EventStreamResponse[Sequence[StreamEvent]]):
 
     @override
     def _outcome_of_end(self) -> Outcome:
-        return "error" if self._numbered.has_failed else "complete"
+        if not self._numbered.has_failed:
+            return "complete"
+        self._fault = self._numbered.fault
+        return "error"
 
 
 class ContinuedStreamResponse(NumberedStreamResponse):

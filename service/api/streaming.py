@@ -6,18 +6,21 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
-from typing import ClassVar, Final, Generic, Literal, TypeVar
+from typing import ClassVar, Generic, Literal, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
+from service.api.deps import CONTEXT
 from service.api.disconnect import SLOW_CLIENT, ClientDisconnected, cancelled_on_disconnect, departure
 from service.api.keepalive import Wire
+from service.api.outcome import FAULT, OUTCOME
 from service.api.sse import MEDIA_TYPE
+from service.domain.principal import RequestContext
 from service.engine.framing import Framing
 from service.engine.resumption import StreamOver
-from service.errors import Draining, InternalError, ServiceError
+from service.errors import Draining, Fault, InternalError, ServiceError
 from service.resources import Resources
 from service.telemetry.metrics import Metrics
 
@@ -26,8 +29,6 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 Outcome = Literal["complete", "client_disconnect", "slow_client", "error", "cancelled", "draining"]
-OUTCOME: Final = "llm_api.outcome"
-"""Where the scope says how a stream ended, for the log of requests."""
 
 HEADERS = (
     (b"content-type", MEDIA_TYPE.encode()),
@@ -63,6 +64,8 @@ class EventStreamResponse(Response, Generic[T]):
         self._ends_itself = ends_itself
         self._preface = preface
         self._outcome: Outcome = "cancelled"
+        self._fault: Fault | None = None
+        """Whose fault it is that the stream failed, if it did."""
         self._stream = stream
         self._framing = framing
         self.status_code = 200
@@ -83,7 +86,7 @@ class EventStreamResponse(Response, Generic[T]):
             async with cancelled_on_disconnect(
                 receive, None if self._ends_itself else resources.drain
             ) as stop_listening:
-                await self._pass_on(wire, stop_listening, resources.metrics, scope["received_at"])
+                await self._pass_on(wire, stop_listening, resources.metrics, scope)
             if scope.get(SLOW_CLIENT):
                 self._outcome = "slow_client"
         except ClientDisconnected:
@@ -96,7 +99,7 @@ class EventStreamResponse(Response, Generic[T]):
                 await wire.end(b"")
         except ServiceError as error:
             if not wire.ended:
-                self._outcome = _outcome_of(error)
+                self._outcome = self._outcome_of(error)
                 if not wire.committed:
                     raise
                 with contextlib.suppress(ClientDisconnected):
@@ -107,6 +110,8 @@ class EventStreamResponse(Response, Generic[T]):
         finally:
             active.dec()
             scope[OUTCOME] = self._outcome
+            if self._fault is not None:
+                scope[FAULT] = self._fault
             resources.metrics.stream_ends.labels("sse", self._outcome).inc()
             await wire.close()
 
@@ -114,16 +119,18 @@ class EventStreamResponse(Response, Generic[T]):
         """Say how a stream went that came to its end."""
         return "complete"
 
-    async def _pass_on(
-        self, wire: Wire, stop_listening: Callable[[], object], metrics: Metrics, received_at: float
-    ) -> None:
+    def _outcome_of(self, error: ServiceError) -> Outcome:
+        self._fault = error.fault
+        return "draining" if isinstance(error, Draining) else "error"
+
+    async def _pass_on(self, wire: Wire, stop_listening: Callable[[], object], metrics: Metrics, scope: Scope) -> None:
         """Send what comes and the terminal event.
 
         What is raised was not told to the client yet, unless the wire says that it has ended.
         """
         try:
             async with self._stream as chunks:
-                terminal, outcome = await self._send_chunks(chunks, wire, metrics, received_at)
+                terminal, outcome = await self._send_chunks(chunks, wire, metrics, scope)
                 # Servers call a response's end a disconnect too: it must not cut the closing of the upstream short.
                 stop_listening()
                 await wire.end(terminal)
@@ -147,7 +154,7 @@ class EventStreamResponse(Response, Generic[T]):
             raise _note(AssertionError("the stream swallowed what ended it"), metrics)
 
     async def _send_chunks(
-        self, chunks: AsyncIterator[T], wire: Wire, metrics: Metrics, received_at: float
+        self, chunks: AsyncIterator[T], wire: Wire, metrics: Metrics, scope: Scope
     ) -> tuple[bytes, Outcome]:
         """Send all but the terminal event; give that, and how the stream ended."""
         framing = self._framing
@@ -159,7 +166,7 @@ class EventStreamResponse(Response, Generic[T]):
                     await wire.write(events)
                     if first and self._tells_first_token:
                         first = False
-                        metrics.time_to_first_token.labels("sse").observe(time.monotonic() - received_at)
+                        metrics.note_first_token("sse", time.monotonic() - scope["received_at"], _others_s(scope))
             return framing.end(), self._outcome_of_end()
         except ClientDisconnected:
             raise
@@ -167,7 +174,7 @@ class EventStreamResponse(Response, Generic[T]):
             if _is_cancelled():
                 raise
             failure = _note(error, metrics)
-        return framing.failure(failure), _outcome_of(failure)
+        return framing.failure(failure), self._outcome_of(failure)
 
 
 def _note(error: Exception, metrics: Metrics) -> ServiceError:
@@ -179,8 +186,10 @@ def _note(error: Exception, metrics: Metrics) -> ServiceError:
     return InternalError("the stream failed by a defect of the service")
 
 
-def _outcome_of(error: ServiceError) -> Outcome:
-    return "draining" if isinstance(error, Draining) else "error"
+def _others_s(scope: Scope) -> float:
+    """Return how much of the time so far was not our own."""
+    context: RequestContext | None = scope.get(CONTEXT)
+    return 0.0 if context is None else context.timings.others_until(time.monotonic())
 
 
 def _is_cancelled() -> bool:

@@ -17,11 +17,11 @@ from service.api.deps import AllResources, Generation, get_browser_context, refu
 from service.api.disconnect import departure
 from service.api.errors import invalid_request, problem, render_error
 from service.api.middleware import SERVICE_RESTART
+from service.api.outcome import OUTCOME
 from service.api.request_id import request_id_from
 from service.api.request_timeout import TimeoutMs
 from service.api.schemas import Body, ChatBody, GenerateBody
 from service.api.sse import usage_fields
-from service.api.streaming import OUTCOME
 from service.auth.base import Authenticator
 from service.config import Settings
 from service.domain.generation import FinishReason, Usage
@@ -298,6 +298,7 @@ class SocketSession:
         try:
             await self._generate(message, context)
             reason = "complete"
+            self._metrics.requests_ended.labels("ws", "none").inc()
         except ServiceError as error:
             reason = "error"
             self._running[message.id].ending = True
@@ -320,6 +321,7 @@ class SocketSession:
         finally:
             if not reason:
                 reason = self._socket.scope[OUTCOME] = departure(self._socket.scope)
+                self._metrics.requests_ended.labels("ws", "caller").inc()
             self._metrics.streams_active.labels("ws").dec()
             self._metrics.stream_ends.labels("ws", reason).inc()
 
@@ -339,8 +341,9 @@ class SocketSession:
                     await self._send({"type": "delta", "id": message.id, "text": text})
                     if first:
                         first = False
-                        ttft = self._metrics.time_to_first_token.labels("ws")
-                        ttft.observe(time.monotonic() - context.received_at)
+                        now = time.monotonic()
+                        others_s = context.timings.others_until(now)
+                        self._metrics.note_first_token("ws", now - context.received_at, others_s)
         self._running[message.id].ending = True
         fields = usage_fields(usage, finish_reason, model=message.model, request_id=context.request_id)
         await self._send({"type": "usage", "id": message.id, **fields})
@@ -349,6 +352,7 @@ class SocketSession:
         )
 
     async def _send_error(self, generation_id: str | None, error: ServiceError, request_id: str | None = None) -> None:
+        self._metrics.requests_ended.labels("ws", error.fault).inc()
         fields = problem(error, request_id or self._context.request_id)
         # A client that leaves meanwhile is noticed by whoever reads.
         with contextlib.suppress(WebSocketDisconnect):

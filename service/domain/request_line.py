@@ -17,3 +17,8 @@ class RequestLine:
             return False
         self.fields.update(fields)
         return True
+
+    def written(self) -> Mapping[str, object]:
+        """Return the fields, to be written now."""
+        self.is_written = True
+        return self.fields

@@ -10,7 +10,7 @@ class Timings:
     limits: float = 0.0
     """Until the word on its limits."""
     queue: float = 0.0
-    """Waiting for turns at providers."""
+    """Waiting for turns at providers, and before retries."""
     upstream: float = 0.0
     """While at least one call to a provider ran."""
     first_content: float | None = None
@@ -34,3 +34,8 @@ class Timings:
     def upstream_until(self, now: float) -> float:
         """Return the seconds in calls so far, those that run included."""
         return self.upstream + (now - self.upstream_since if self.calls_running else 0.0)
+
+    def others_until(self, now: float) -> float:
+        """Return the seconds so far that were not our own; 0 where no provider was asked."""
+        upstream = self.upstream_until(now)
+        return self.limits + self.queue + upstream if upstream else 0.0

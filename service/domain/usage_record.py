@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
 
-from service.domain.fault import Fault
 from service.domain.generation import Usage
 from service.domain.limits import NANO
+from service.errors import Fault
 
 CANCELLED = "cancelled"
 """The outcome of what its caller left or ended."""

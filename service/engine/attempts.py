@@ -326,6 +326,7 @@ class _Run(Generic[T]):
         """Wait until a route may be asked; False if that is too late, and it is over."""
         wait_s = way.not_before - self._house.clock.monotonic()
         if wait_s > 0 and way.not_before < self._deadline.at:
+            self._work.timings.queue += wait_s
             await self._house.sleep(wait_s)
         way.over = max(way.not_before, self._house.clock.monotonic()) >= self._deadline.at
         return not way.over

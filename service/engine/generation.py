@@ -1,10 +1,11 @@
 """Generating: from a request to an answer, whole or streamed, over the routes that its model has."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 from service.domain.estimates import delta_size, tokens_in
 from service.domain.generation import (
@@ -108,7 +109,11 @@ class GenerationService:
             await account.open(admitted.work)
 
             async def call(attempt: Attempt) -> Answer:
-                with admitted.asking(), account.asking(attempt) as open_call:
+                with (
+                    admitted.asking(),
+                    self._timed(entry, attempt, "end"),
+                    account.asking(attempt) as open_call,
+                ):
                     answer = await ask(attempt, open_call.id)
                     open_call.ended(OK, answer.usage)
                     return answer
@@ -136,7 +141,11 @@ class GenerationService:
             await account.open(admitted.work)
 
             async def call(attempt: Attempt) -> _Opened:
-                with admitted.asking(), account.asking(attempt) as open_call:
+                with (
+                    admitted.asking(),
+                    self._timed(entry, attempt, "first_content"),
+                    account.asking(attempt) as open_call,
+                ):
                     return await _opened(attempt, replace(request, call_id=open_call.id), open_call)
 
             async def lose(attempt: Attempt, opened: _Opened | None) -> None:
@@ -192,9 +201,16 @@ class GenerationService:
             self._count_tokens(entry, route, usage)
 
     def _count_tokens(self, entry: ModelEntry, route: Route, usage: Usage) -> None:
-        tokens = self._metrics.tokens
-        tokens.labels(route.provider, entry.name, "input").inc(usage.input_tokens)
-        tokens.labels(route.provider, entry.name, "output").inc(usage.output_tokens)
+        nano_usd = None if entry.price is None else entry.price.nano_usd(usage)
+        self._metrics.note_usage(route.provider, entry.name, usage, nano_usd)
+
+    @contextmanager
+    def _timed(self, entry: ModelEntry, attempt: Attempt, until: Literal["first_content", "end"]) -> Iterator[None]:
+        """Measure a call that succeeds."""
+        began = time.monotonic()
+        yield
+        durations = self._metrics.upstream_duration
+        durations.labels(attempt.route.provider, entry.name, until).observe(time.monotonic() - began)
 
     def _count(self, entry: ModelEntry, route: Route, outcome: str) -> None:
         self._metrics.upstream_requests.labels(route.provider, entry.name, outcome).inc()

@@ -85,7 +85,7 @@ class Invoices:
         """
         if draft.ended_at is not None:  # only its settlement was left to do
             return await self.settled(draft, within_s=within_s, every_s=every_s)
-        record = replace(draft, ended_at=ended_at, outcome=CRASHED, fault="service")
+        record = replace(draft, ended_at=ended_at, outcome=CRASHED, fault="us")
         calls: list[CallRecord] = []
         ids = [f"{draft.id}-{number}" for number in range(1, CALLS_MAX + 1)]
         is_known = False

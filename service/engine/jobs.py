@@ -38,6 +38,7 @@ from service.errors import (
     UpstreamError,
     UpstreamThrottled,
 )
+from service.telemetry.metrics import Metrics
 
 _PASSING = (Overloaded, CircuitOpen, UpstreamThrottled, RateLimited, StoreUnavailable)
 """What a job waits for, however long it takes: it has time."""
@@ -131,10 +132,17 @@ class JobService:
     """What callers can do with jobs. A job belongs to the principal that submitted it."""
 
     def __init__(
-        self, *, store: JobStore | None, routes: Mapping[str, JobRoute], generation: GenerationService, clock: Clock
+        self,
+        *,
+        store: JobStore | None,
+        routes: Mapping[str, JobRoute],
+        generation: GenerationService,
+        metrics: Metrics,
+        clock: Clock,
     ) -> None:
         """Without a ``store``, every call raises ``StoreUnavailable``."""
         self._given = store
+        self._metrics = metrics
         self._routes = routes
         self._generation = generation
         self._clock = clock
@@ -179,6 +187,8 @@ class JobService:
             created_at=now,
         )
         accepted = await self._store.submit(job)
+        if accepted.created_at == now:  # with a key it may have been there before
+            self._metrics.jobs_enqueued.labels(job.priority).inc()
         self.news.submitted.set()
         return accepted
 

@@ -3,13 +3,13 @@
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import replace
 
 from service.accounting.prices import Price
 from service.domain.clock import Clock
-from service.domain.fault import fault_of
 from service.domain.generation import EmbeddingRequest, GenerationRequest, Usage
 from service.domain.ledger import Entry
 from service.domain.principal import RequestContext
@@ -18,7 +18,7 @@ from service.engine.attempt import MAY_BE_BILLED, Attempt
 from service.engine.catalogue import ModelEntry
 from service.engine.invoices import Invoices
 from service.engine.ledger_writer import LedgerWriter
-from service.errors import InternalError, ServiceError, UpstreamError, UpstreamMisconfigured
+from service.errors import Fault, InternalError, ServiceError, UpstreamError, UpstreamMisconfigured
 from service.queueing.work import Work
 from service.telemetry.metrics import Metrics
 
@@ -70,7 +70,8 @@ class Account:
         self._context = context
         self._timings = context.timings
         self._calls: list[OpenCall] = []
-        self._began = self._clock.monotonic()
+        # As what the request was received at, which no test moves.
+        self._began = time.monotonic()
         self._is_open = False
         self._is_closed = False
         self._kept: asyncio.Future[None] | None = None
@@ -96,14 +97,14 @@ class Account:
 
     def first_content(self) -> None:
         """Take note that the first content has come."""
-        self._timings.first_content = self._clock.monotonic() - (self._context.received_at or self._began)
+        self._timings.first_content = time.monotonic() - (self._context.received_at or self._began)
 
     @contextmanager
     def asking(self, attempt: Attempt) -> Iterator[OpenCall]:
         """Call a provider within the block. What it brings may still go on afterwards; what fails, is over."""
         call = OpenCall(self, f"{self._draft.id}-{len(self._calls) + 1}", attempt)
         self._calls.append(call)
-        self._timings.call_begins(self._clock.monotonic())
+        self._timings.call_begins(time.monotonic())
         try:
             yield call
         except asyncio.CancelledError:
@@ -127,7 +128,7 @@ class Account:
 
     def call_over(self) -> None:
         """Take note that a call has ended."""
-        self._timings.call_ends(self._clock.monotonic())
+        self._timings.call_ends(time.monotonic())
 
     async def close(self, error: BaseException | None = None) -> None:
         """Write the record, once; return when it is kept."""
@@ -141,19 +142,14 @@ class Account:
             await asyncio.shield(self._kept)
 
     def _record(self, error: BaseException | None) -> UsageRecord:
-        if error is None:
-            outcome = OK
-        elif isinstance(error, ServiceError):
-            outcome = error.code
-        else:
-            outcome = InternalError.code if isinstance(error, Exception) else CANCELLED
+        outcome, fault = _end(error)
         timings = self._timings
-        now = self._clock.monotonic()
+        now = time.monotonic()
         return replace(
             self._draft,
             ended_at=self._clock.wall(),
             outcome=outcome,
-            fault=fault_of(error),
+            fault=fault,
             finish_reason=self.finish_reason,
             calls=tuple(call.record(self._entry.price) for call in self._calls),
             total_s=now - (self._context.received_at or self._began),
@@ -233,6 +229,19 @@ class Ledger:
         fields = log_fields(record)
         if context.line is None or not context.line.add(fields):
             logger.info("generation", extra={"request_id": record.request_id, **fields})
+
+
+def _end(error: BaseException | None) -> tuple[str, Fault]:
+    """Say how a generation ended, and whose fault that is. A task that is cancelled was left by its caller."""
+    match error:
+        case None:
+            return OK, "none"
+        case ServiceError():
+            return error.code, error.fault
+        case Exception():
+            return InternalError.code, "us"
+        case _:
+            return CANCELLED, "caller"
 
 
 def log_fields(record: UsageRecord) -> Mapping[str, object]:

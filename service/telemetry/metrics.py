@@ -1,11 +1,18 @@
 """Every metric that the service keeps, in one place. Labels come from closed sets; nothing here names a user."""
 
 import os
-from typing import Literal
+import platform
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from service.domain.job import QueueDepth
+from service import __version__
+from service.domain.generation import Usage
+from service.domain.job import JobStatus, QueueDepth
+from service.domain.principal import Priority
+from service.errors import Fault, InternalError, InvalidRequest, UpstreamError, error_classes
 
 LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
 """Seconds. Streams outlive the usual 10 s, and each objective we may set has to be a boundary."""
@@ -15,6 +22,38 @@ RATIO_BUCKETS = (0.25, 0.5, 0.75, 0.9, 1, 1.1, 1.25, 1.5, 2, 4, 8, 16)
 QUEUE_POSITIONS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
 LIMITER_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 """Seconds; ``redis.timeout_s`` is 0.05 unless set otherwise."""
+
+OVERHEAD_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
+"""Seconds of our own; the objective is 0.05."""
+UPSTREAM_BUCKETS_S = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
+"""Seconds. Fewer than of requests, since there are as many for each model of each provider."""
+JOB_BUCKETS_S = (0.5, 1, 5, 15, 30, 60, 120, 300, 600, 1_800, 3_600, 21_600, 86_400)
+"""Seconds; the objective for a job's wait is 300."""
+LAG_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+"""Seconds."""
+NANO = 1_000_000_000
+"""To a dollar."""
+FAMILIES = (
+    "generate",
+    "chat",
+    "stream",
+    "openai",
+    "anthropic",
+    "embeddings",
+    "jobs",
+    "batches",
+    "ws",
+    "other",
+)
+"""Of routes, as ``service.api.outcome`` tells them apart."""
+SCOPES = ("key", "user", "model", "provider")
+RESOURCES = ("requests", "tokens", "concurrency", "usd")
+"""Whose limits there are, and of what."""
+PLACES = ("config", "http", "job", "limiter", "queue", "readiness", "stream", "stream_log", "websocket")
+"""Where defects are caught."""
+TOKEN_TYPES = ("input", "output", "cached_input", "cache_write", "reasoning")
+OUTCOMES = ("ok", "cancelled", InvalidRequest.code, InternalError.code, *(e.code for e in error_classes(UpstreamError)))
+"""What a call to a provider can come to."""
 
 KeyFiles = Literal["client_keys", "provider_keys"]
 """Whose keys stand in a file."""
@@ -27,6 +66,7 @@ class Metrics:
         self.registry = registry
         self._requests(registry)
         self._resumable_streams(registry)
+        self._money(registry)
         self._upstream(registry)
         self._limits(registry)
         self._queues(registry)
@@ -63,6 +103,50 @@ class Metrics:
                     gauge.labels(**found).set(value)
                 else:
                     gauge.remove(*found.values())
+
+    def note_first_token(
+        self, transport: Literal["sse", "ws"], since_request_s: float, others_s: float, *, trace_id: str | None = None
+    ) -> None:
+        """Take note that a stream's first content was handed on, and of how much of the time was not our own."""
+        self.observe(self.time_to_first_token.labels(transport), since_request_s, trace_id)
+        if others_s:
+            self.observe(self.overhead.labels(transport), max(0.0, since_request_s - others_s), trace_id)
+
+    def observe(self, histogram: Histogram, value: float, trace_id: str | None = None) -> None:
+        """Put a value into a histogram, with the trace it was seen in where exemplars can be kept.
+
+        They cannot where processes share files of metrics.
+        """
+        is_alone = "PROMETHEUS_MULTIPROC_DIR" not in os.environ
+        histogram.observe(value, {"trace_id": trace_id} if trace_id is not None and is_alone else None)
+
+    def note_usage(self, provider: str, model: str, usage: Usage, nano_usd: int | None) -> None:
+        """Count what one call took; None is a price that nobody knows."""
+        counts = (
+            usage.input_tokens,
+            usage.output_tokens,
+            usage.cached_input_tokens,
+            usage.cache_write_tokens,
+            usage.reasoning_tokens,
+        )
+        for kind, count in zip(TOKEN_TYPES, counts, strict=True):
+            if count:
+                self.tokens.labels(provider, model, kind).inc(count)
+        if nano_usd is None:
+            self.unpriced_requests.labels(model).inc()
+        else:
+            self.cost.labels(provider, model).inc(nano_usd / NANO)
+
+    def show_models(self, providers: Mapping[str, Sequence[str]]) -> None:
+        """Let what is counted for each of these models, at each of its providers, begin at 0."""
+        for model, names in providers.items():
+            self.unpriced_requests.labels(model)
+            for provider in names:
+                self.cost.labels(provider, model)
+                for kind in TOKEN_TYPES:
+                    self.tokens.labels(provider, model, kind)
+                for outcome in OUTCOMES:
+                    self.upstream_requests.labels(provider, model, outcome)
 
     def note_queue(self, depth: QueueDepth) -> None:
         """Show how much there is to do in the background."""
@@ -113,6 +197,23 @@ class Metrics:
             registry=registry,
         )
 
+        self.requests_ended = Counter(
+            "llm_api_requests_ended_total",
+            "Requests and generations on sockets that ended, without probes, by whose fault it is if not well: none, "
+            "caller (also one that left, or is over its limit), us, provider or capacity. A 200 whose stream died is "
+            "not none.",
+            ["family", "fault"],
+            registry=registry,
+        )
+        self.overhead = Histogram(
+            "llm_api_overhead_seconds",
+            "Our own time in a request that succeeds: without waits for limits, a turn and the provider; of streams "
+            "until the first content.",
+            ["transport"],
+            buckets=OVERHEAD_BUCKETS_S,
+            registry=registry,
+        )
+
     def _resumable_streams(self, registry: CollectorRegistry) -> None:
         """Streams that outlive a connection."""
         self.resumable_streams_active = Gauge(
@@ -146,6 +247,13 @@ class Metrics:
             "llm_api_upstream_attempts_total",
             "Attempts at providers until a first content came, by kind (first, retry, fallback, hedge) and outcome.",
             ["provider", "kind", "outcome"],
+            registry=registry,
+        )
+        self.upstream_duration = Histogram(
+            "llm_api_upstream_duration_seconds",
+            "Calls to providers that succeeded, until the first_content of a stream or the end of a whole answer.",
+            ["provider", "model", "until"],
+            buckets=UPSTREAM_BUCKETS_S,
             registry=registry,
         )
         self.upstream_breakers_open = Gauge(
@@ -182,10 +290,26 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemin",
         )
+
+    def _money(self, registry: CollectorRegistry) -> None:
+        """What generations took, and what that costs."""
         self.tokens = Counter(
             "llm_api_tokens_total",
-            "Tokens of generations, by the provider's count; of streams left or failed before it came, an estimate.",
+            "Tokens of generations, by the provider's count; of streams left or failed before it came, an estimate. "
+            "cached_input and cache_write are part of input, reasoning of output.",
             ["provider", "model", "type"],
+            registry=registry,
+        )
+        self.cost = Counter(
+            "llm_api_cost_usd_total",
+            "What generations cost by the configured prices, in US dollars; the ledger is exact, this is for graphs.",
+            ["provider", "model"],
+            registry=registry,
+        )
+        self.unpriced_requests = Counter(
+            "llm_api_unpriced_requests_total",
+            "Generations of models that have no price, so that their cost is nowhere.",
+            ["model"],
             registry=registry,
         )
 
@@ -272,6 +396,33 @@ class Metrics:
 
     def _jobs(self, registry: CollectorRegistry) -> None:
         """What is done in the background."""
+        self.jobs_enqueued = Counter(
+            "llm_api_jobs_enqueued_total", "Background jobs accepted.", ["priority"], registry=registry
+        )
+        self.job_wait = Histogram(
+            "llm_api_job_wait_seconds",
+            "From a background job's acceptance to its first begin.",
+            ["priority"],
+            buckets=JOB_BUCKETS_S,
+            registry=registry,
+        )
+        self.job_run = Histogram(
+            "llm_api_job_run_seconds",
+            "How long the attempt took that ended a background job.",
+            buckets=JOB_BUCKETS_S,
+            registry=registry,
+        )
+        self.jobs_redelivered = Counter(
+            "llm_api_job_redeliveries_total",
+            "Background jobs begun again since whoever worked on them died, or was not heard of.",
+            registry=registry,
+        )
+        self.jobs_put_back = Counter(
+            "llm_api_jobs_put_back_total",
+            "Background jobs put back: to wait for what passes, after a setback at a provider, or since we stop.",
+            ["reason"],
+            registry=registry,
+        )
         self.jobs_finished = Counter(
             "llm_api_jobs_finished_total", "Background jobs ended.", ["status"], registry=registry
         )
@@ -356,6 +507,20 @@ class Metrics:
 
     def _process(self, registry: CollectorRegistry) -> None:
         """What this process has to do with itself."""
+        self.build_info = Gauge(
+            "llm_api_build_info",
+            "1, for the version that runs.",
+            ["version", "python"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.build_info.labels(__version__, platform.python_version()).set(1)
+        self.event_loop_lag = Histogram(
+            "llm_api_event_loop_lag_seconds",
+            "How much later than asked for the event loop woke a task.",
+            buckets=LAG_BUCKETS_S,
+            registry=registry,
+        )
         self.config_reload_failures = Counter(
             "llm_api_config_reload_failures_total",
             "Changes of the configuration file that could not be used, and were passed over.",
@@ -376,18 +541,25 @@ class Metrics:
 
     def _show_zeros(self) -> None:
         """Let what has closed label sets begin at 0, so that a rate has a beginning."""
-        for transport in ("sse", "ws"):
-            self.streams_active.labels(transport)
-            self.time_to_first_token.labels(transport)
-            for reason in ("complete", "client_disconnect", "slow_client", "error", "cancelled", "draining"):
-                self.stream_ends.labels(transport, reason)
-        for reason in ("complete", "error", "cancelled", "orphaned", "draining"):
-            self.resumable_stream_ends.labels(reason)
-        for result in ("continued", "over", "not_found"):
-            self.stream_resumes.labels(result)
-        for scope in ("key", "user", "model", "provider"):
-            for resource in ("requests", "tokens", "concurrency", "usd"):
-                for decision in ("admitted", "refused", "would_refuse"):
-                    self.rate_limit_decisions.labels(scope, resource, decision)
-        for place in ("config", "http", "job", "limiter", "queue", "readiness", "stream", "stream_log", "websocket"):
-            self.unhandled_errors.labels(place)
+        streams = ("sse", "ws")
+        ends = ("complete", "error", "cancelled", "draining")
+        closed: tuple[tuple[Counter | Gauge | Histogram, tuple[Sequence[str], ...]], ...] = (
+            (self.streams_active, (streams,)),
+            (self.time_to_first_token, (streams,)),
+            (self.overhead, ((*streams, "http"),)),
+            (self.stream_ends, (streams, (*ends, "client_disconnect", "slow_client"))),
+            (self.resumable_stream_ends, ((*ends, "orphaned"),)),
+            (self.stream_resumes, (("continued", "over", "not_found"),)),
+            (self.requests_ended, (FAMILIES, get_args(Fault))),
+            (self.rate_limit_decisions, (SCOPES, RESOURCES, ("admitted", "refused", "would_refuse"))),
+            (self.jobs_enqueued, (get_args(Priority),)),
+            (self.job_wait, (get_args(Priority),)),
+            (self.jobs_waiting, (get_args(Priority),)),
+            (self.jobs_put_back, (("wait", "setback", "stop"),)),
+            (self.jobs_finished, (tuple(status.value for status in JobStatus if status.final),)),
+            (self.webhooks, (("delivered", "failed", "refused"),)),
+            (self.unhandled_errors, (PLACES,)),
+        )
+        for collector, values in closed:
+            for labels in product(*values):
+                collector.labels(*labels)

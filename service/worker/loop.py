@@ -148,6 +148,10 @@ class Worker:
             for other in self._running.values():
                 if other.job.id == job.id:  # it was taken from us, while we could not be heard
                     self._take_away(other)
+            if job.fence == 1:
+                self._metrics.job_wait.labels(job.priority).observe(max(0.0, self._clock.wall() - job.created_at))
+            elif job.attempts > 1:  # what is given back does not count as one
+                self._metrics.jobs_redelivered.inc()
             running = _Running(job)
             running.task = asyncio.create_task(self._do(running), name=f"{job.id} {job.fence}")
             self._running[running.task.get_name()] = running
@@ -185,6 +189,7 @@ class Worker:
 
     async def _do(self, running: _Running) -> None:
         job = running.job
+        began = self._clock.monotonic()
         try:
             outcome = await self._runner.run(job, running.add)
         except asyncio.CancelledError:
@@ -192,11 +197,13 @@ class Worker:
                 self._metrics.jobs_taken_away.inc()
                 return
             # The process stops.
+            self._metrics.jobs_put_back.labels("stop").inc()
             await self._settled(lambda: self._store.release(job))
             return
         except NotYet as later:
             wait_s, is_setback = later.wait_s, later.is_setback
             running.is_done = True
+            self._metrics.jobs_put_back.labels("setback" if is_setback else "wait").inc()
             await self._settled(lambda: self._store.release(job, wait_s=wait_s, is_setback=is_setback))
             return
         except Exception:  # the outer edge of the task: a defect must not take the worker with it
@@ -207,6 +214,7 @@ class Worker:
         running.is_done = True
         if await self._settled(lambda: self._store.finish(job, outcome)):
             self._metrics.jobs_finished.labels(outcome.status.value).inc()
+            self._metrics.job_run.observe(self._clock.monotonic() - began)
         else:
             logger.warning("a result came too late: the job was not ours any more", extra={"job_id": job.id})
             self._metrics.jobs_taken_away.inc()

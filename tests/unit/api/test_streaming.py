@@ -20,7 +20,8 @@ from typing_extensions import override
 
 from service.api.disconnect import SLOW_CLIENT
 from service.api.keepalive import COMMENT
-from service.api.streaming import OUTCOME, EventStreamResponse
+from service.api.outcome import OUTCOME
+from service.api.streaming import EventStreamResponse
 from service.config import DrainSettings, StreamSettings
 from service.engine.drain import Drain
 from service.engine.resumption import StreamOver
