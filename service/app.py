@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from service import __version__
-from service.api import chat, generate, health, jobs, pages, stream, streams, tickets, ws
+from service.api import chat, generate, health, jobs, pages, stream, streams, tickets, usage, ws
 from service.api.anthropic.routes import router as anthropic_router
 from service.api.errors import on_http_exception, on_service_error, on_validation_error
 from service.api.middleware import IntakeMiddleware, RequestMiddleware
@@ -68,7 +68,7 @@ def create_app(settings: Settings, opener: Opener = open_resources) -> FastAPI:
     app.add_exception_handler(ServiceError, on_service_error)
     app.add_exception_handler(RequestValidationError, on_validation_error)
     app.add_exception_handler(HTTPException, on_http_exception)
-    for module in (generate, chat, stream, streams, jobs, tickets, ws, health):
+    for module in (generate, chat, stream, streams, jobs, tickets, usage, ws, health):
         app.include_router(module.router)
     app.include_router(openai_router)
     app.include_router(openai_files_router)

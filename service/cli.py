@@ -2,6 +2,7 @@
 # ruff: noqa: T201 - printing is what a command does
 
 import argparse
+import asyncio
 import getpass
 import importlib
 import json
@@ -9,6 +10,8 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from service import __version__
@@ -75,6 +78,32 @@ def worker(parsed: argparse.Namespace) -> int:
     configure_logging(settings.profile)
     with listen(settings.server) as listener:
         _module("service.serving.single").work(settings, listener, source)
+    return 0
+
+
+def usage(parsed: argparse.Namespace) -> int:
+    """Print what was used, by whom, and what it cost."""
+    settings = _source(parsed).load()
+    command = _module("service.usage_command")
+    until = parsed.until or datetime.now(UTC)
+    since = parsed.since or until - timedelta(days=1)
+    if since >= until:
+        print("llm-api usage: --since has to be before --until", file=sys.stderr)
+        return WRONG_SETTING
+    if parsed.unusual:
+        lines = asyncio.run(command.report_unusual(settings, as_json=parsed.json))
+    else:
+        lines = asyncio.run(
+            command.report(
+                settings,
+                since=since.timestamp(),
+                until=until.timestamp(),
+                by=list(dict.fromkeys(parsed.by)),
+                as_json=parsed.json,
+            )
+        )
+    for line in lines:
+        print(line)
     return 0
 
 
@@ -159,6 +188,20 @@ def _parser() -> argparse.ArgumentParser:
     simulator_options.add_arguments(command)
     command.set_defaults(run=simulate)
 
+    command = commands.add_parser("usage", help="print usage and cost", description=usage.__doc__)
+    command.add_argument("--since", type=_instant, help="first instant that counts, RFC 3339; a day before --until")
+    command.add_argument("--until", type=_instant, help="first instant that does not, RFC 3339; now")
+    command.add_argument(
+        "--by",
+        action="append",
+        default=[],
+        choices=("key", "user", "model", "provider", "day"),
+        help="a line for each; may be repeated",
+    )
+    command.add_argument("--json", action="store_true", help="print one JSON object a line")
+    command.add_argument("--unusual", action="store_true", help="print users whose last 24 hours are unusual instead")
+    command.set_defaults(run=usage)
+
     command = commands.add_parser("check", help="validate the configuration and print it", description=check.__doc__)
     _add_overrides(command)
     command.add_argument("--json", action="store_true", help="print JSON, also of what is wrong")
@@ -206,6 +249,15 @@ def _source(parsed: argparse.Namespace, fixed: Mapping[str, Mapping[str, Any]] |
 def _warn(settings: Settings) -> None:
     for warning in warnings(settings):
         print(f"warning: {warning}", file=sys.stderr)
+
+
+def _instant(text: str) -> datetime:
+    instant = None
+    with suppress(ValueError):
+        instant = datetime.fromisoformat(text)
+    if instant is None or instant.tzinfo is None:
+        raise argparse.ArgumentTypeError(f"takes a time with its offset, such as 2026-11-01T00:00:00Z, not {text!r}")
+    return instant
 
 
 def _key_name(text: str) -> str:

@@ -13,6 +13,7 @@ from service.engine.idempotency import Idempotency
 from service.engine.jobs import JobService
 from service.engine.readiness import ReadinessCheck
 from service.engine.resumption import ResumableStreams
+from service.engine.usage_report import UsageSource
 from service.telemetry.metrics import Metrics
 
 
@@ -33,3 +34,5 @@ class Resources:
     batches: BatchService
     idempotency: Idempotency
     readiness: ReadinessCheck
+    usage: UsageSource | None
+    """Where the ledger's records are read; None where none are kept."""

@@ -22,7 +22,7 @@ from service.api.job_routes import BATCH_ROUTES, JOB_ROUTES
 from service.api.job_state import job_event
 from service.auth.authenticator import KeyAuthenticator
 from service.auth.base import TicketStore
-from service.config import Profile, ProviderKind, ProviderSettings, Settings, takes_jobs, usage_dir
+from service.config import Profile, ProviderKind, ProviderSettings, Settings, UsageSettings, takes_jobs, usage_dir
 from service.config.fingerprint import KeyFingerprints
 from service.config.reload import SettingsSource
 from service.domain.clock import Clock, SystemClock
@@ -43,6 +43,7 @@ from service.engine.prober import Prober
 from service.engine.readiness import ReadinessCheck
 from service.engine.resumption import ResumableStreams
 from service.engine.stream_log import StreamLog
+from service.engine.usage_report import UsageSource
 from service.providers.base import Provider
 from service.providers.build import open_provider
 from service.providers.invoice import SimulatorInvoice
@@ -51,12 +52,13 @@ from service.providers.pool import ProviderPool
 from service.providers.simulator import open_simulator
 from service.reloading import Reloadable, SettingsReload
 from service.resources import Resources
-from service.storage.embedded import embedded_store_available, open_embedded_store
+from service.storage.embedded import embedded_store_available, open_embedded_store, running_store
 from service.storage.file_ledger import FileLedgerStore
 from service.storage.idempotency import MemoryIdempotencyStore, RedisIdempotencyStore
 from service.storage.journal import FileJournal
 from service.storage.memory_jobs import MemoryJobStore
 from service.storage.memory_streams import MemoryStreamLog
+from service.storage.postgres_usage import PostgresUsage
 from service.storage.probe_board import MemoryProbeBoard, RedisProbeBoard
 from service.storage.redis import open_redis
 from service.storage.redis_batches import RedisBatchStore
@@ -64,12 +66,14 @@ from service.storage.redis_jobs import RedisJobStore
 from service.storage.redis_ledger import RedisLedgerStore
 from service.storage.redis_streams import RedisStreamLog
 from service.storage.tickets import MemoryTicketStore, RedisTicketStore
+from service.storage.usage_files import UsageFiles
 from service.telemetry.event_loop import watching_event_loop
 from service.telemetry.metrics import Metrics
 from service.telemetry.server import open_metrics_server
 from service.webhooks.secrets import WebhookSecrets
 from service.webhooks.sender import WebhookSender
 from service.worker.loop import Worker
+from service.worker.usage_sink import UsageDrain
 from service.worker.webhooks import WebhookDelivery
 
 
@@ -163,6 +167,9 @@ async def open_resources(settings: Settings, *, source: SettingsSource | None = 
             stream_log = await stack.enter_async_context(
                 MemoryStreamLog(settings=settings.streams, clock=clock).opened()
             )
+        usage: UsageSource = ledger_store
+        if isinstance(ledger_store, RedisLedgerStore):
+            usage = await _drained(stack, ledger_store, settings.usage, metrics)
         yield await assemble(
             stack,
             settings=settings,
@@ -175,6 +182,7 @@ async def open_resources(settings: Settings, *, source: SettingsSource | None = 
             batch_store=batch_store,
             idempotency=idempotency,
             ledger_store=ledger_store,
+            usage=usage,
             metrics=metrics,
             clock=clock,
             source=source,
@@ -197,6 +205,7 @@ async def assemble(
     source: SettingsSource | None = None,
     batch_store: BatchStore | None = None,
     ledger_store: LedgerStore | None = None,
+    usage: UsageSource | None = None,
 ) -> Resources:
     """Put together what does not depend on where providers and stores came from; a test gives fakes.
 
@@ -281,7 +290,42 @@ async def assemble(
         batches=BatchService(store=batch_store, routes=BATCH_ROUTES, generation=generation, news=jobs.news),
         idempotency=Idempotency(store=idempotency, drain=drain),
         readiness=readiness,
+        usage=usage,
     )
+
+
+async def _drained(
+    stack: AsyncExitStack, log: RedisLedgerStore, settings: UsageSettings, metrics: Metrics
+) -> UsageSource:
+    """Have records taken to where they are kept for good; return where to read them."""
+    source: UsageSource = log
+    if settings.export_dir is not None:
+        files = UsageDrain(log=log, sink=UsageFiles(settings.export_dir), name="files", metrics=metrics)
+        await stack.enter_async_context(files.running())
+    if settings.postgres_url is not None:
+        source = postgres = await stack.enter_async_context(PostgresUsage(settings.postgres_url).opened())
+        rows = UsageDrain(log=log, sink=postgres, name="postgres", metrics=metrics)
+        await stack.enter_async_context(rows.running())
+    return source
+
+
+@asynccontextmanager
+async def open_usage(settings: Settings) -> AsyncIterator[UsageSource]:
+    """Give the records that there are, for whoever only reads them."""
+    async with AsyncExitStack() as stack:
+        if settings.usage.postgres_url is not None:
+            yield await stack.enter_async_context(PostgresUsage(settings.usage.postgres_url).opened())
+            return
+        redis = settings.redis
+        if redis.url is None and _wants_store(settings):
+            url = running_store(settings.embedded.cache_dir)
+            if url is None:
+                url = await stack.enter_async_context(open_embedded_store(settings.embedded))
+            redis = redis.model_copy(update={"url": SecretStr(url)})
+        if redis.url is None:
+            yield FileLedgerStore(usage_dir(settings))
+        else:
+            yield await stack.enter_async_context(RedisLedgerStore(redis=redis, settings=settings.usage).opened())
 
 
 async def _ledger(

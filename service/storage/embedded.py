@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -72,6 +72,17 @@ def open_embedded_valkey(cache_dir: Path | None = None) -> Iterator[str]:
         address = stack.enter_context(_socket_path(slot.folder))
         stack.enter_context(_Server(binary, slot, address).running())
         yield f"unix://{quote(str(address))}"
+
+
+def running_store(cache_dir: Path | None = None) -> str | None:
+    """Return the address of the first store that a service on this machine runs now; None where none does."""
+    for number in range(1, MAX_SLOTS + 1):
+        folder = (cache_dir or user_cache_dir()) / ("store" if number == 1 else f"store-{number}")
+        for address in (folder / _SOCKET, folder / _LINK / _SOCKET):
+            with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as connection, suppress(OSError):
+                connection.connect(str(address.resolve()))
+                return f"unix://{quote(str(address.resolve()))}"
+    return None
 
 
 @asynccontextmanager

@@ -92,6 +92,12 @@ class FileJournal:
                     return found
         return None
 
+    def release(self) -> None:
+        """Let another process take the file over."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
     def _read(self) -> tuple[Batch, int] | None:
         """Return the batch at the present place and where it ends; a line that was not finished is none."""
         if self._file is None:

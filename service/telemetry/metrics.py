@@ -465,6 +465,13 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
+        self.usage_drain_ok = Gauge(
+            "llm_api_usage_drain_ok",
+            "1 when records of usage could be taken to where they are kept for good (postgres or files).",
+            ["sink"],
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
         self.ledger_adopted = Counter(
             "llm_api_ledger_adopted_total",
             "Records that were written for processes that died.",

@@ -2,9 +2,11 @@
 
 import asyncio
 import socket
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,6 +23,7 @@ from service.providers.fake import FakeProvider, Script
 from service.providers.pool import ProviderPool
 from service.resources import Resources
 from service.serving.options import uvicorn_options
+from service.storage.file_ledger import FileLedgerStore
 from service.storage.idempotency import MemoryIdempotencyStore
 from service.storage.memory_jobs import MemoryJobStore
 from service.storage.memory_streams import MemoryStreamLog
@@ -117,6 +120,8 @@ class _Parts:
             async with AsyncExitStack() as stack:
                 stream_log = MemoryStreamLog(settings=settings.streams, clock=self.clock)
                 await stack.enter_async_context(stream_log.opened())
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ledger-"))
+                ledger = FileLedgerStore(Path(folder))
                 fakes = {"fake": self.provider, "backup": self.backup}
                 pool = ProviderPool(lambda name, _: nullcontext(fakes[name]), self.clock)
                 resources = await assemble(
@@ -129,6 +134,8 @@ class _Parts:
                     board=MemoryProbeBoard(self.clock),
                     idempotency=MemoryIdempotencyStore(self.clock),
                     job_store=MemoryJobStore(settings.jobs, self.clock),
+                    ledger_store=ledger,
+                    usage=ledger,
                     metrics=Metrics(CollectorRegistry()),
                     clock=self.clock,
                 )

@@ -35,6 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "app": {"api", "wiring", "resources", "shutdown", "config", "telemetry", "errors"},
     "asgi": {"app", "config", "wiring"},
     "serving": {"app", "wiring", "shutdown", "config", "errors", "telemetry"},
+    "usage_command": {"config", "domain", "engine", "wiring"},
     "simulator": set(),
     "playground": set(),
     "cli": {"app", "serving", "simulator", "wiring", "config", "errors", "auth", "telemetry"},

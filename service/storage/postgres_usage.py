@@ -1,0 +1,145 @@
+"""Where records go for good: a table in PostgreSQL, 13 or newer."""
+
+import importlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from pydantic import SecretStr
+
+from service.domain.usage_columns import columns_of
+from service.domain.usage_record import UsageRecord
+from service.errors import StoreUnavailable
+from service.storage.redis_ledger import DECODER, ENCODER
+
+TIMEOUT_S = 10.0
+CONNECTIONS_MAX = 2
+LOCK = 7_205_759_403_792_793
+"""The number of the advisory lock by which one process at a time drains."""
+PAGE = 500
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS llm_api_usage (
+    id text PRIMARY KEY,
+    request_id text NOT NULL,
+    trace_id text,
+    began_at timestamptz NOT NULL,
+    ended_at timestamptz NOT NULL,
+    principal text NOT NULL,
+    user_id text,
+    model text NOT NULL,
+    asked_model text NOT NULL,
+    provider text,
+    streamed boolean NOT NULL,
+    background boolean NOT NULL,
+    outcome text NOT NULL,
+    fault text NOT NULL,
+    finish_reason text,
+    calls integer NOT NULL,
+    input_tokens bigint NOT NULL,
+    output_tokens bigint NOT NULL,
+    cached_input_tokens bigint NOT NULL,
+    cache_write_tokens bigint NOT NULL,
+    reasoning_tokens bigint NOT NULL,
+    estimated boolean NOT NULL,
+    cost_usd numeric(24, 9),
+    price text,
+    total_s double precision NOT NULL,
+    limits_s double precision NOT NULL,
+    queue_s double precision NOT NULL,
+    upstream_s double precision NOT NULL,
+    first_content_s double precision,
+    record jsonb NOT NULL
+);
+CREATE INDEX IF NOT EXISTS llm_api_usage_ended_at ON llm_api_usage (ended_at);
+CREATE INDEX IF NOT EXISTS llm_api_usage_principal ON llm_api_usage (principal, ended_at);
+CREATE TABLE IF NOT EXISTS llm_api_usage_position (only_row boolean PRIMARY KEY DEFAULT true, position text NOT NULL);
+"""
+"""``record`` is the record as the ledger has it, each call included."""
+
+Page = Sequence[tuple[str, UsageRecord]]
+"""Records with their positions."""
+
+
+class PostgresUsage:
+    """A sink for records, and a source of them. Raises ``StoreUnavailable``."""
+
+    def __init__(self, url: SecretStr) -> None:
+        self._url = url
+        self._pool: Any = None
+        self._asyncpg: Any = None
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator["PostgresUsage"]:
+        """Give it; it connects with the first use, and makes its tables."""
+        try:
+            self._asyncpg = importlib.import_module("asyncpg")
+        except ImportError as error:
+            raise StoreUnavailable(
+                "usage.postgres_url takes a library that is not installed: pip install 'llm-api[postgres]'"
+            ) from error
+        try:
+            yield self
+        finally:
+            if self._pool is not None:
+                await self._pool.close()
+
+    async def drain(self, read: Callable[[str], Awaitable[Page]]) -> int:
+        """Take the page that follows what is there, if no other process does just now; return how many were taken.
+
+        The position among the records is kept in the same transaction, so that none is lost and none taken twice.
+        """
+        async with self._connection() as connection, connection.transaction():
+            if not await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", LOCK):
+                return 0
+            after = await connection.fetchval("SELECT position FROM llm_api_usage_position")
+            page = await read(after or "0-0")
+            if not page:
+                return 0
+            rows = [(*columns_of(record).values(), ENCODER.encode(record).decode()) for _, record in page]
+            places = ", ".join(f"${number}" for number in range(1, len(rows[0]) + 1))
+            await connection.executemany(
+                f"INSERT INTO llm_api_usage VALUES ({places}) ON CONFLICT (id) DO NOTHING",  # noqa: S608 - numbers
+                rows,
+            )
+            await connection.execute(
+                "INSERT INTO llm_api_usage_position (position) VALUES ($1) "
+                "ON CONFLICT (only_row) DO UPDATE SET position = excluded.position",
+                page[-1][0],
+            )
+            return len(page)
+
+    async def read(self, since: float, until: float) -> AsyncIterator[UsageRecord]:
+        """See :class:`service.engine.usage_report.UsageSource`."""
+        async with self._connection() as connection, connection.transaction(readonly=True):
+            rows = connection.cursor(
+                "SELECT record::text FROM llm_api_usage WHERE ended_at >= $1 AND ended_at < $2 ORDER BY ended_at",
+                datetime.fromtimestamp(since, UTC),
+                datetime.fromtimestamp(min(until, 253_402_300_799), UTC),
+                prefetch=PAGE,
+            )
+            async for (record,) in rows:
+                yield DECODER.decode(record)
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Any]:
+        try:
+            if self._pool is None:
+                pool = await self._asyncpg.create_pool(
+                    self._url.get_secret_value(),
+                    min_size=0,
+                    max_size=CONNECTIONS_MAX,
+                    timeout=TIMEOUT_S,
+                    command_timeout=TIMEOUT_S,
+                )
+                async with pool.acquire() as connection:
+                    await connection.execute(SCHEMA)
+                self._pool = pool
+            async with self._pool.acquire(timeout=TIMEOUT_S) as connection:
+                yield connection
+        except (self._asyncpg.PostgresError, self._asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            raise StoreUnavailable(f"PostgreSQL did not take or give records ({type(error).__name__})") from error
+        except msgspec.DecodeError as error:
+            raise StoreUnavailable("PostgreSQL holds a record that this version cannot read") from error

@@ -1,0 +1,71 @@
+"""What ``llm-api usage`` prints: the ledger's records, summed up."""
+
+import json
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+from service.config import Settings
+from service.domain.limits import NANO
+from service.engine.usage_report import By, UsageSum, unusual, usage_by
+from service.wiring import open_usage
+
+COLUMNS = ("requests", "failed", "cancelled", "input_tokens", "output_tokens", "cost_usd", "unpriced", "estimated")
+
+
+async def report(settings: Settings, *, since: float, until: float, by: Sequence[By], as_json: bool) -> Sequence[str]:
+    """Return the lines for what ended in this time, in seconds since the epoch. Raises ``StoreUnavailable``."""
+    async with open_usage(settings) as source:
+        rows = [_row(total, by) for total in await usage_by(source.read(since, until), by)]
+    if as_json:
+        return [json.dumps(row) for row in rows]
+    return list(_table(rows, [*by, *COLUMNS]))
+
+
+async def report_unusual(settings: Settings, *, as_json: bool) -> Sequence[str]:
+    """Return the lines for users who are far from their own norm."""
+    async with open_usage(settings) as source:
+        found = await unusual(source, now=datetime.now(UTC).timestamp())
+    rows = [
+        {
+            "key": one.key,
+            "user": one.user,
+            "tokens": one.tokens,
+            "usual_tokens": one.usual_tokens,
+            "requests": one.requests,
+            "cost_usd": _usd(one.cost_nano_usd),
+        }
+        for one in found
+    ]
+    if as_json:
+        return [json.dumps(row) for row in rows]
+    return list(_table(rows, ["key", "user", "tokens", "usual_tokens", "requests", "cost_usd"]))
+
+
+def _row(total: UsageSum, by: Sequence[By]) -> dict[str, Any]:
+    return {
+        **dict(zip(by, total.group, strict=True)),
+        "requests": total.requests,
+        "failed": total.failed,
+        "cancelled": total.cancelled,
+        "input_tokens": total.input_tokens,
+        "output_tokens": total.output_tokens,
+        "cached_input_tokens": total.cached_input_tokens,
+        "cache_write_tokens": total.cache_write_tokens,
+        "reasoning_tokens": total.reasoning_tokens,
+        "cost_usd": _usd(total.cost_nano_usd),
+        "unpriced": total.unpriced,
+        "estimated": total.estimated,
+    }
+
+
+def _usd(nano: int) -> str:
+    return f"{Decimal(nano) / NANO:f}"
+
+
+def _table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Iterator[str]:
+    cells = [[str(row[name]) for name in names] for row in rows]
+    widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
+    for line in (names, *cells):
+        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

@@ -1,0 +1,84 @@
+"""Takes records from the ledger to where they are kept for good."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+from service.domain.usage_record import UsageRecord
+from service.errors import StoreUnavailable
+from service.telemetry.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+EVERY_S = 1.0
+AWAY_S = 5.0
+PAGE = 500
+
+Page = Sequence[tuple[str, UsageRecord]]
+
+
+class Sink(Protocol):
+    """Takes records in their order, from where it stopped."""
+
+    async def drain(self, read: Callable[[str], Awaitable[Page]]) -> int:
+        """Take the page behind what it has; return how many records that were. Raises ``StoreUnavailable``."""
+        ...
+
+
+class Log(Protocol):
+    """The records of the ledger, in the order in which they were written."""
+
+    def follow(self, after: str) -> AsyncIterator[tuple[str, UsageRecord]]:
+        """Yield the records behind a position, with theirs."""
+        ...
+
+
+class UsageDrain:
+    """Drains the ledger to a sink, in every process; the sink lets one at a time do it."""
+
+    def __init__(self, *, log: Log, sink: Sink, name: str, metrics: Metrics, every_s: float = EVERY_S) -> None:
+        self._log = log
+        self._sink = sink
+        self._name = name
+        self._metrics = metrics
+        self._every_s = every_s
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Drain within the block."""
+        task = asyncio.create_task(self._repeat(), name=f"drain usage to {self._name}")
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _repeat(self) -> None:
+        is_away = False
+        while True:
+            pause_s = self._every_s
+            try:
+                if await self._sink.drain(self._page) == PAGE:
+                    pause_s = 0.0
+                is_away = False
+            except StoreUnavailable as error:
+                if not is_away:
+                    logger.warning("usage is not drained to %s", self._name, extra={"error": str(error)})
+                is_away = True
+                pause_s = AWAY_S
+            except Exception:  # the outer edge of the task: a defect must not stop all that comes
+                logger.exception("draining usage failed by a defect")
+                self._metrics.unhandled_errors.labels("ledger").inc()
+                pause_s = AWAY_S
+            self._metrics.usage_drain_ok.labels(self._name).set(0 if is_away else 1)
+            await asyncio.sleep(pause_s)
+
+    async def _page(self, after: str) -> Page:
+        page: list[tuple[str, UsageRecord]] = []
+        async for entry in self._log.follow(after):
+            page.append(entry)
+            if len(page) == PAGE:
+                break
+        return page

@@ -1,0 +1,234 @@
+"""What every store of the ledger keeps its word about, and what only a fleet's has to."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
+
+from service.config import RedisSettings, UsageSettings
+from service.domain.ledger import Entry
+from service.domain.usage_record import UsageRecord
+from service.engine.ledger_writer import LedgerStore, LedgerWriter
+from service.errors import StoreUnavailable
+from service.storage.file_ledger import FileLedgerStore
+from service.storage.journal import FileJournal
+from service.storage.redis_ledger import RedisLedgerStore
+from service.telemetry.metrics import Metrics
+from tests.support.redis_server import own_redis
+from tests.support.usage_records import batch, draft, record
+
+LEASE_S = 0.3
+FOREVER = 1e11
+
+
+@asynccontextmanager
+async def redis_ledger(
+    url: str, *, lease_s: float = 60.0, prefix: str | None = None
+) -> AsyncIterator[RedisLedgerStore]:
+    settings = UsageSettings.model_construct(**{**UsageSettings().model_dump(), "lease_s": lease_s})
+    store = RedisLedgerStore(
+        redis=RedisSettings(url=SecretStr(url), timeout_s=0.5),
+        settings=settings,
+        prefix=f"{{usage-{secrets.token_hex(4)}}}:",
+    )
+    async with store.opened():
+        yield store
+
+
+@pytest.fixture(params=["file", "redis"])
+async def store(request: pytest.FixtureRequest, redis_url: str, tmp_path: Path) -> AsyncIterator[LedgerStore]:
+    if request.param == "file":
+        yield FileLedgerStore(tmp_path)
+    else:
+        async with redis_ledger(redis_url) as made:
+            yield made
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Wait for what another task brings about; while the store starts anew, it fails."""
+    async with asyncio.timeout(20):
+        while True:
+            with suppress(StoreUnavailable):
+                if await condition():
+                    return
+            await asyncio.sleep(0.05)
+
+
+async def any_abandoned(store: LedgerStore) -> bool:
+    return bool(await store.abandoned())
+
+
+async def has_all(store: LedgerStore, count: int) -> bool:
+    return len(await kept(store)) >= count
+
+
+async def none_left(folder: Path) -> bool:
+    return not journals(folder)
+
+
+def journals(folder: Path) -> list[Path]:
+    return list(folder.glob("*.journal"))
+
+
+async def kept(store: LedgerStore, since: float = 0, until: float = FOREVER) -> list[UsageRecord]:
+    return [one async for one in store.read(since, until)]
+
+
+async def test_a_record_comes_in_exchange_for_its_draft(store: LedgerStore) -> None:
+    one = record()
+    assert await store.apply(batch("a", 1, ("open", draft(one.id))))
+    assert await kept(store) == []
+    assert await store.apply(batch("a", 2, ("close", one)))
+    assert await kept(store) == [one]
+
+
+async def test_a_record_is_written_once(store: LedgerStore) -> None:
+    one = record()
+    await store.apply(batch("a", 1, ("open", draft(one.id)), ("close", one)))
+    await store.apply(batch("a", 2, ("close", one)))
+    assert await kept(store) == [one]
+
+
+async def test_what_was_refused_needs_no_draft(store: LedgerStore) -> None:
+    one = record(outcome="rate_limited", calls=())
+    await store.apply(batch("a", 1, ("record", one)))
+    assert await kept(store) == [one]
+
+
+async def test_records_are_read_by_the_time_of_their_end(store: LedgerStore) -> None:
+    early, late = record(ended_at=1_000.0), record(ended_at=2_000.0)
+    await store.apply(batch("a", 1, ("record", early), ("record", late)))
+    assert await kept(store, 1_000, 2_000) == [early]
+    assert await kept(store, 2_000, 2_001) == [late]
+
+
+async def test_a_batch_that_is_sent_again_is_passed_over(redis_url: str) -> None:
+    one = record()
+    async with redis_ledger(redis_url) as store:
+        first = batch("a", 1, ("record", one))
+        await store.apply(first)
+        await store.apply(first)
+        assert await kept(store) == [one]
+
+
+async def test_drafts_of_the_dead_are_found_and_written_once(redis_url: str) -> None:
+    one = draft()
+    async with redis_ledger(redis_url, lease_s=LEASE_S) as store:
+        await store.apply(batch("dead", 1, ("open", one)))
+        assert await store.abandoned() == []
+        await until(lambda: any_abandoned(store))
+        assert await store.adopt(record(one.id))
+        assert not await store.adopt(record(one.id))
+        # The owner was only slow: its own record comes too late.
+        await store.apply(batch("dead", 2, ("close", record(one.id))))
+        assert len(await kept(store)) == 1
+
+
+async def test_a_process_that_beats_keeps_its_drafts(redis_url: str) -> None:
+    async with redis_ledger(redis_url, lease_s=LEASE_S) as store:
+        await store.apply(batch("slow", 1, ("open", draft())))
+        for _ in range(10):
+            await asyncio.sleep(LEASE_S / 3)
+            await store.beat("slow")
+            assert await store.abandoned() == []
+
+
+async def test_a_file_tells_the_next_process_what_the_last_one_left(tmp_path: Path) -> None:
+    one, other = draft(), draft()
+    first = FileLedgerStore(tmp_path)
+    await first.apply(batch("a", 1, ("open", one), ("open", other)))
+    await first.apply(batch("a", 2, ("close", record(other.id))))
+    second = FileLedgerStore(tmp_path)
+    assert [left.id for left in await second.abandoned()] == [one.id]
+    assert await second.adopt(record(one.id))
+    assert await second.abandoned() == []
+    assert {found.id for found in await kept(second)} == {one.id, other.id}
+    assert await FileLedgerStore(tmp_path).abandoned() == []
+
+
+def writer(store: LedgerStore, folder: Path, owner: str = "w") -> LedgerWriter:
+    return LedgerWriter(
+        store=store, journal=FileJournal(folder, owner), metrics=Metrics(CollectorRegistry()), owner=owner
+    )
+
+
+async def test_what_comes_in_an_outage_is_written_after_it_in_order_and_once(tmp_path: Path) -> None:
+    with own_redis() as redis:
+        async with redis_ledger(redis.url) as store:
+            ledger = writer(store, tmp_path)
+            ones = [record() for _ in range(30)]
+            async with ledger.running():
+                await ledger.put(Entry("open", draft(ones[0].id)))
+                redis.freeze()
+                # The first of these is sent, and carried out when the store goes on: it must not be written twice.
+                for one in ones:
+                    await ledger.put(Entry("close" if one is ones[0] else "record", one))
+                assert journals(tmp_path)
+                redis.thaw()
+                await until(lambda: none_left(tmp_path))
+                await ledger.put(Entry("record", last := record()))
+            assert await kept(store) == [*ones, last]
+
+
+async def test_a_process_takes_over_the_file_of_one_that_died_in_an_outage(tmp_path: Path, redis_url: str) -> None:
+    ones = [record() for _ in range(3)]
+    dead = FileJournal(tmp_path, "dead")
+    for number, one in enumerate(ones, start=1):
+        dead.append(batch("dead", number, ("record", one)))
+    async with redis_ledger(redis_url) as store:
+        await store.apply(batch("dead", 1, ("record", ones[0])))  # it had come through before the outage
+        async with writer(store, tmp_path).running():
+            await asyncio.sleep(0.2)
+            assert await kept(store) == ones[:1]  # the other one lives, and holds its file
+            dead.release()
+            await until(lambda: has_all(store, len(ones)))
+        assert await kept(store) == ones
+        assert journals(tmp_path) == []
+
+
+async def test_a_store_that_lost_its_data_loses_no_record_of_what_runs(tmp_path: Path) -> None:
+    with own_redis(tmp_path) as redis:
+        async with redis_ledger(redis.url) as store:
+            ledger = writer(store, tmp_path)
+            first, second = record(), record()
+            async with ledger.running():
+                await ledger.put(Entry("open", draft(first.id)))
+                await ledger.put(Entry("open", draft(second.id)))
+                redis.kill()
+                with own_redis(tmp_path):
+                    await ledger.put(Entry("close", first))
+                    await until(lambda: has_all(store, 1))
+                    await ledger.put(Entry("close", second))
+                    assert await kept(store) == [first, second]
+
+
+def test_a_journal_that_cannot_be_written_keeps_what_it_gets(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    journal = FileJournal(tmp_path / "file" / "folder", "w")
+    ones = [batch("w", number, ("record", record())) for number in (1, 2)]
+    for one in ones:
+        journal.append(one)
+    assert journal.first() == ones[0]
+    journal.drop_first()
+    assert journal.first() == ones[1]
+    journal.drop_first()
+    assert journal.first() is None
+
+
+def test_a_line_that_was_not_finished_is_none(tmp_path: Path) -> None:
+    journal = FileJournal(tmp_path, "w")
+    one = batch("w", 1, ("record", record()))
+    journal.append(one)
+    journal.release()
+    with next(tmp_path.glob("*.journal")).open("ab") as file:
+        file.write(b'{"owner":"w","num')
+    left = FileJournal(tmp_path, "other").left_behind()
+    assert left is not None
+    assert left.first() == one
+    left.drop_first()
+    assert left.first() is None

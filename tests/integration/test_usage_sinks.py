@@ -1,0 +1,162 @@
+"""Where records go for good: nothing lost and nothing twice, wherever a process dies."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator, Sequence
+from decimal import Decimal
+from pathlib import Path
+
+import asyncpg  # type: ignore[import-untyped] # ships no types
+import pytest
+from pydantic import SecretStr
+
+from service.domain.generation import Usage
+from service.domain.usage_record import CallRecord, UsageRecord
+from service.errors import StoreUnavailable
+from service.storage.postgres_usage import PostgresUsage
+from service.storage.usage_files import UsageFiles
+from tests.support.postgres import running_postgres
+from tests.support.usage_records import record
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def postgres_url() -> Iterator[str]:
+    with running_postgres() as url:
+        yield url
+
+
+@pytest.fixture
+async def sink(postgres_url: str) -> AsyncIterator[PostgresUsage]:
+    connection = await asyncpg.connect(postgres_url)
+    await connection.execute("DROP TABLE IF EXISTS llm_api_usage, llm_api_usage_position")
+    await connection.close()
+    async with PostgresUsage(SecretStr(postgres_url)).opened() as made:
+        yield made
+
+
+class Log:
+    """Records with their positions, a few at a time."""
+
+    def __init__(self, count: int, page: int = 10) -> None:
+        self.entries = [(f"{number}-0", record(ended_at=1_000_000.0 + number)) for number in range(1, count + 1)]
+        self._page = page
+
+    async def read(self, after: str) -> Sequence[tuple[str, UsageRecord]]:
+        first = int(after.partition("-")[0])
+        return self.entries[first : first + self._page]
+
+    @property
+    def records(self) -> list[UsageRecord]:
+        return [one for _, one in self.entries]
+
+
+async def stored(sink: PostgresUsage) -> list[UsageRecord]:
+    return [one async for one in sink.read(0, 1e11)]
+
+
+async def test_all_records_come_into_the_table_once(sink: PostgresUsage) -> None:
+    log = Log(25)
+    assert [await sink.drain(log.read) for _ in range(4)] == [10, 10, 5, 0]
+    assert await stored(sink) == log.records
+
+
+async def test_a_page_that_failed_is_taken_again(sink: PostgresUsage) -> None:
+    log = Log(5)
+
+    async def broken(after: str) -> Sequence[tuple[str, UsageRecord]]:
+        await log.read(after)
+        raise StoreUnavailable("the store went away")
+
+    with pytest.raises(StoreUnavailable):
+        await sink.drain(broken)
+    assert await sink.drain(log.read) == 5
+    assert await stored(sink) == log.records
+
+
+async def test_one_process_at_a_time_drains(sink: PostgresUsage, postgres_url: str) -> None:
+    log = Log(30)
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(after: str) -> Sequence[tuple[str, UsageRecord]]:
+        begun.set()
+        await go_on.wait()
+        return await log.read(after)
+
+    async with PostgresUsage(SecretStr(postgres_url)).opened() as other:
+        await other.drain(Log(0).read)
+        first = asyncio.create_task(sink.drain(slow))
+        await begun.wait()
+        assert await other.drain(log.read) == 0
+        go_on.set()
+        assert await first == 10
+        assert await other.drain(log.read) == 10
+    assert await stored(sink) == log.records[:20]
+
+
+async def test_the_table_is_what_finance_asks(sink: PostgresUsage, postgres_url: str) -> None:
+    dear = record(
+        user="u'1\n",
+        calls=(CallRecord("x-1", "sim", "up", "ok", Usage(10, 20, 4, 1, 6), 1_000_000_001),),
+    )
+
+    async def read(after: str) -> Sequence[tuple[str, UsageRecord]]:
+        return [("1-0", dear)] if after == "0-0" else []
+
+    await sink.drain(read)
+    connection = await asyncpg.connect(postgres_url)
+    row = await connection.fetchrow("SELECT * FROM llm_api_usage")
+    await connection.close()
+    assert row["cost_usd"] == Decimal("1.000000001")
+    assert (row["input_tokens"], row["output_tokens"], row["reasoning_tokens"]) == (10, 20, 6)
+    assert row["user_id"] == "u'1\n"
+    assert json.loads(row["record"])["calls"][0]["id"] == "x-1"
+
+
+async def test_a_database_that_is_away_is_said_to_be() -> None:
+    async with PostgresUsage(SecretStr("postgresql://nobody@127.0.0.1:1/none")).opened() as sink:
+        with pytest.raises(StoreUnavailable, match="PostgreSQL"):
+            await sink.drain(Log(1).read)
+
+
+def lines(folder: Path) -> list[dict[str, object]]:
+    paths = sorted(folder.glob("usage-*.jsonl"))
+    return [json.loads(line) for path in paths for line in path.read_bytes().splitlines()]
+
+
+def break_off(folder: Path) -> None:
+    """Leave what a process leaves that dies while it writes."""
+    with next(folder.glob("usage-*.jsonl")).open("ab") as file:
+        file.write(b'{"id":"half')
+
+
+async def test_files_hold_each_record_once(tmp_path: Path) -> None:
+    log = Log(25)
+    files = UsageFiles(tmp_path)
+    while await files.drain(log.read):
+        pass
+    assert [line["id"] for line in lines(tmp_path)] == [one.id for one in log.records]
+    assert lines(tmp_path)[0]["cost_usd"] == "0.000000011"
+
+
+async def test_files_go_on_behind_the_last_whole_line(tmp_path: Path) -> None:
+    log = Log(25)
+    first = UsageFiles(tmp_path)
+    await first.drain(log.read)
+    first.close()
+    break_off(tmp_path)
+    second = UsageFiles(tmp_path)
+    while await second.drain(log.read):
+        pass
+    assert [line["id"] for line in lines(tmp_path)] == [one.id for one in log.records]
+
+
+async def test_one_process_at_a_time_writes_files(tmp_path: Path) -> None:
+    log = Log(5)
+    first, second = UsageFiles(tmp_path), UsageFiles(tmp_path)
+    assert await first.drain(log.read) == 5
+    assert await second.drain(log.read) == 0
+    first.close()
+    assert await second.drain(log.read) == 0
+    assert len(lines(tmp_path)) == 5
