@@ -39,7 +39,7 @@ NOT_TO_SET = {
     "DrainSettings": ("delay_s", "timeout_s"),
     "AdmissionSettings": ("replicas",),
     "JobSettings": ("worker",),
-    "WebhookSettings": ("secrets",),
+    "WebhookSettings": ("secrets", "secret_files"),
     "RedisSettings": ("url",),
     "AuthSettings": ("enabled", "keys_file"),
     "ProviderSettings": ("keys", "key_files"),
@@ -57,7 +57,8 @@ def values_schema() -> str:
     schema = _closed(tree, "", comments)
     settings, theirs = _settings_schema()
     schema["properties"]["config"] = {"description": comments["config"], **settings}
-    schema["properties"]["global"] = {"type": "object", "description": "Helm's own; not used."}
+    # A chart above this one shares it with all of its charts.
+    schema["properties"]["global"]["additionalProperties"] = True
     document = {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Values of the chart llm-api",
