@@ -177,6 +177,15 @@ spec:
     {{- end }}
 {{- end }}
 
+{{/* The probes of what runs the service; one that is set to null is left out. */}}
+{{- define "llm-api.probes" -}}
+{{- range $kind, $path := dict "startup" "/health" "liveness" "/health" "readiness" "/ready" }}
+{{- with index $.Values.probes $kind }}
+{{ $kind }}: {{ merge (dict "path" $path "port" "http") . | toJson }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* What holds for every pod of a release, whatever runs in it. */}}
 {{- define "llm-api.everyPod" -}}
 serviceAccountName: {{ include "llm-api.serviceAccountName" . }}

@@ -33,7 +33,7 @@
 {{- fail (printf "termination.gracePeriodSeconds is %v, and a stop may take %d s: preStopSeconds, delaySeconds, longestStreamSeconds, config.jobs.drain_s and 30 s. The kubelet would cut what runs." .Values.termination.gracePeriodSeconds $least) -}}
 {{- end -}}
 {{- range $kind := list "startup" "liveness" -}}
-{{- with dig $kind "terminationGracePeriodSeconds" 0 ($.Values.probes | default dict) -}}
+{{- with dig $kind "terminationGracePeriodSeconds" 0 $.Values.probes -}}
 {{- if gt (int .) (include "llm-api.gracePeriodSeconds" $ | int) -}}
 {{- fail (printf "probes.%s.terminationGracePeriodSeconds is %v, above the pod's own grace period, %s s." $kind . (include "llm-api.gracePeriodSeconds" $)) -}}
 {{- end -}}
@@ -47,7 +47,7 @@
 {{- fail "webhookSecrets.existingSecret: the Secret with these entries is missing." -}}
 {{- end -}}
 {{- end -}}
-{{- if and (eq .Values.dnsPolicy "None") (not .Values.dnsConfig.nameservers) -}}
+{{- if and (eq .Values.dnsPolicy "None") (not (dig "nameservers" list (.Values.dnsConfig | default dict))) -}}
 {{- fail "dnsConfig.nameservers: with dnsPolicy=None at least one is needed." -}}
 {{- end -}}
 {{- if and .Values.autoscaling.enabled .Values.keda.enabled -}}
