@@ -1,5 +1,6 @@
 """What platform engineers set for every object or pod that they run, and what their clusters take for granted."""
 
+import re
 from typing import Any
 
 import pytest
@@ -188,6 +189,20 @@ def test_two_releases_in_one_namespace_select_no_pod_of_each_other() -> None:
     selectors = [found for item in ours for found in _selectors(item.get("spec", {}))]
     assert len(selectors) > 15
     assert not [s for s in selectors for found in labels if s.items() <= found.items()]
+
+
+def test_two_releases_do_not_tell_of_each_others_trouble() -> None:
+    """Each brings its alerts: without saying whose, everybody would be woken twice."""
+    values = {"metrics": {"prometheusRule": {"enabled": True}}}
+    expressions = [
+        [rule["expr"] for group in one(objects, "PrometheusRule", name)["spec"]["groups"] for rule in group["rules"]]
+        for name, objects in (("a-llm-api", render_as("a", values)), ("b-llm-api", render_as("b", values)))
+    ]
+    for ours, theirs in zip(*expressions, strict=True):
+        assert ours != theirs
+        (pattern,) = re.findall(r'llm_api_\w+\{namespace="default",pod=~"([^"]+)"\}', ours)
+        of_both = [f"{release}-llm-api{more}-5d8f9c7b6d-x7k2p" for release in "ab" for more in ("", "-worker")]
+        assert [name for name in of_both if re.fullmatch(pattern, name)] == of_both[:2]
 
 
 def _selectors(tree: Any) -> list[Object]:

@@ -102,6 +102,19 @@ annotations:
 {{- end }}
 
 {{/*
+What the names of a component's pods match, for Prometheus: (list $ "api"). They are NAME-HASH-12345 and NAME-worker-HASH-12345,
+which has one part more; of a long name there is less of the hash, and no dash behind it.
+*/}}
+{{- define "llm-api.podPattern" -}}
+{{- $name := include "llm-api.fullname" (index . 0) -}}
+{{- if eq (index . 1) "worker" -}}
+{{ $name }}-worker-[a-z0-9]+(-[a-z0-9]{5})?
+{{- else -}}
+{{ $name }}-[a-z0-9]+-[a-z0-9]{5}
+{{- end -}}
+{{- end }}
+
+{{/*
 How many pods a Deployment that is scaled must ask for, if it must: (list $ name minReplicas).
 
 As a rule it asks for none, and the autoscaler's number stands. But a number that an earlier release wrote cannot be left
