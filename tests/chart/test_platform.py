@@ -12,6 +12,7 @@ from tests.chart.test_kubernetes_schemas import EVERYTHING
 SECRETS = {"callers": {"existingSecret": "callers"}}
 ALL: dict[str, Any] = {**EVERYTHING, **SECRETS, "redis": {"enabled": True, "password": {"existingSecret": "redis"}}}
 WORKLOADS = {"Deployment", "StatefulSet"}
+STORE = "try-llm-api-redis"
 
 
 def templates(objects: list[Object]) -> list[Object]:
@@ -148,6 +149,26 @@ def test_a_service_takes_more_of_its_spec() -> None:
     spec = one(render({"service": {"type": "LoadBalancer", "spec": more}}), "Service")["spec"]
     assert more.items() <= spec.items()
     assert spec["type"] == "LoadBalancer"
+
+
+def test_a_quota_on_the_cpu_can_be_met_by_every_pod() -> None:
+    """Where a quota counts limits on the CPU, a pod without one is refused, the test's and Redis' too."""
+    limited = {"resources": {"limits": {"cpu": "1", "memory": "256Mi"}}}
+    parts = dict.fromkeys(("simulator", "worker", "tests"), limited)
+    values = {
+        **limited,
+        **parts,
+        "redis": {"enabled": True, **limited},
+        "extraContainers": [],
+        "extraInitContainers": [],
+    }
+    for name, spec in pods(render({**ALL, **values, "worker": {**ALL["worker"], **limited}})):
+        assert all(container["resources"]["limits"]["cpu"] == "1" for container in spec["containers"]), name
+
+
+def test_redis_without_a_volume_takes_no_more_of_its_node_than_it_would_of_that() -> None:
+    spec = pod(render({"redis": {"enabled": True, "persistence": {"enabled": False}}}), STORE, "StatefulSet")["spec"]
+    assert spec["volumes"] == [{"name": "data", "emptyDir": {"sizeLimit": "2Gi"}}]
 
 
 def test_a_longer_grace_period_is_taken() -> None:
