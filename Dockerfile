@@ -6,7 +6,10 @@
 ARG PYTHON_IMAGE=docker.io/library/python:3.13-slim
 
 FROM ${PYTHON_IMAGE} AS build
-ENV UV_COMPILE_BYTECODE=1 \
+# Bytecode that is held against its source by a hash, not by a time: the same sources make the same bytes, whenever they are
+# built, and whatever copies the files, nothing is compiled anew at each start.
+ENV PYC_INVALIDATION_MODE=CHECKED_HASH \
+    UV_COMPILE_BYTECODE=1 \
     UV_LINK_MODE=copy \
     UV_NO_CACHE=1 \
     UV_PYTHON_DOWNLOADS=never
@@ -20,10 +23,19 @@ COPY README.md LICENSE ./
 COPY service service
 # Not editable: the sources stay behind, and bytecode is compiled where it is run from.
 RUN uv sync --frozen --no-dev --no-editable
+# The time of every file in the result, in seconds since 1970. In uv_cache.json uv notes for itself when it built,
+# and everybody may write to its lock.
+ARG SOURCE_DATE_EPOCH=0
+RUN sed --in-place /uv_cache.json,/d .venv/lib/python*/site-packages/llm_api-*.dist-info/RECORD \
+    && rm .venv/lib/python*/site-packages/llm_api-*.dist-info/uv_cache.json \
+    && rm --force .venv/.lock \
+    && mkdir --parents /result/app \
+    && mv .venv /result/app/ \
+    && find /result -exec touch --no-dereference --date="@${SOURCE_DATE_EPOCH}" {} +
 
 FROM ${PYTHON_IMAGE}
 # Owned by root and not writable: who runs it cannot change it.
-COPY --from=build /app/.venv /app/.venv
+COPY --from=build /result /
 # Bytecode is there already, and could not be written on a read-only root.
 ENV PATH=/app/.venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \

@@ -39,7 +39,7 @@ NOT_TO_SET = {
     "DrainSettings": ("delay_s", "timeout_s"),
     "AdmissionSettings": ("replicas",),
     "JobSettings": ("worker",),
-    "WebhookSettings": ("secrets",),
+    "WebhookSettings": ("secrets", "secret_files"),
     "RedisSettings": ("url",),
     "AuthSettings": ("enabled", "keys_file"),
     "ProviderSettings": ("keys", "key_files"),
@@ -54,10 +54,12 @@ def values_schema() -> str:
     tree = yaml.safe_load((CHARTS / "schema.yaml").read_text())
     definitions = tree.pop("$defs")
     comments = dict(value_comments())
-    schema = _closed(tree, "", comments)
+    schema = _closed(tree, "", yaml.safe_load((CHART / "values.yaml").read_text()), comments)
     settings, theirs = _settings_schema()
+    schema["required"].append("config")
     schema["properties"]["config"] = {"description": comments["config"], **settings}
-    schema["properties"]["global"] = {"type": "object", "description": "Helm's own; not used."}
+    # A chart above this one shares it with all of its charts.
+    schema["properties"]["global"]["additionalProperties"] = True
     document = {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Values of the chart llm-api",
@@ -67,19 +69,28 @@ def values_schema() -> str:
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
-def _closed(tree: Node, path: str, comments: dict[str, str]) -> Node:
-    """Make a schema of nested names, in which everything else is refused."""
+def _closed(tree: Node, path: str, defaults: Node, comments: dict[str, str]) -> Node:
+    """Make a schema of nested names: anything else is refused, and so is a null in place of what is needed."""
     properties: Node = {}
+    required = [name for name, node in tree.items() if _is_needed(node, defaults[name])]
     for name, node in tree.items():
         place = f"{path}.{name}" if path else name
         if _is_schema(node):
             # Beside a reference, draft 7 knows no description.
             properties[name] = {"allOf": [node]} if "$ref" in node else dict(node)
         else:
-            properties[name] = _closed(node, place, comments)
+            properties[name] = _closed(node, place, defaults[name], comments)
         if place in comments:
             properties[name] = {"description": comments[place], **properties[name]}
-    return {"type": "object", "additionalProperties": False, "properties": properties}
+    return {"type": "object", "additionalProperties": False, "required": required, "properties": properties}
+
+
+def _is_needed(node: Node, default: object) -> bool:
+    """Tell whether a value must be there: Helm takes away what is set to null, with its default."""
+    if not _is_schema(node):
+        return True
+    kind = node.get("type")
+    return default not in ("", None, []) and not isinstance(default, dict) and not (kind and "null" in kind)
 
 
 def _is_schema(node: Node) -> bool:

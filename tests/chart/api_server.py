@@ -13,9 +13,18 @@ from typing_extensions import override
 Object = dict[str, Any]
 
 KINDS = {
-    "api/v1": {"Secret": "secrets", "ConfigMap": "configmaps"},
-    "apis/apps/v1": {"Deployment": "deployments", "ReplicaSet": "replicasets"},
+    "api/v1": {
+        "ConfigMap": "configmaps",
+        "Pod": "pods",
+        "Secret": "secrets",
+        "Service": "services",
+        "ServiceAccount": "serviceaccounts",
+    },
+    "apis/apps/v1": {"Deployment": "deployments", "ReplicaSet": "replicasets", "StatefulSet": "statefulsets"},
     "apis/autoscaling/v2": {"HorizontalPodAutoscaler": "horizontalpodautoscalers"},
+    "apis/keda.sh/v1alpha1": {"ScaledObject": "scaledobjects"},
+    "apis/networking.k8s.io/v1": {"NetworkPolicy": "networkpolicies"},
+    "apis/policy/v1": {"PodDisruptionBudget": "poddisruptionbudgets"},
 }
 """What it knows: the plural by kind, by the group's path."""
 

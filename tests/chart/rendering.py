@@ -33,9 +33,20 @@ def render(values: Mapping[str, Any] | None = None, *files: Path) -> list[Object
 
 def render_over(live: Sequence[Object], values: Mapping[str, Any] | None = None) -> list[Object]:
     """Render as for an upgrade, on a cluster where these objects are."""
-    with api_server(live) as address:
-        text = _template(json.dumps(values or {}), "--dry-run=server", "--kube-apiserver", address)
+    with api_server([_owned(item) for item in live]) as address:
+        text = _template(
+            json.dumps(values or {}), "--dry-run=server", "--disable-openapi-validation", "--kube-apiserver", address
+        )
     return list(yaml.safe_load_all(text))
+
+
+def _owned(item: Object) -> Object:
+    """Mark an object as of the release: of another's helm 4 takes no notice but to fail."""
+    labels = {"app.kubernetes.io/managed-by": "Helm"}
+    annotations = {"meta.helm.sh/release-name": "try", "meta.helm.sh/release-namespace": "default"}
+    metadata = item["metadata"]
+    annotations |= metadata.get("annotations", {})
+    return {**item, "metadata": {**metadata, "labels": labels, "annotations": annotations}}
 
 
 @functools.cache

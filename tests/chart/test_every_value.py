@@ -43,11 +43,17 @@ OTHER: dict[str, Any] = {
     "command": ["other"],
     "config": {"auth": {"ticket_ttl_s": 5}},
     "configUpdates": "live",
+    "dnsConfig": {"searches": ["corp.example"]},
+    "dnsPolicy": "Default",
+    "extraContainers": [{"name": "a", "image": "b"}],
     "extraEnv": [{"name": "A", "value": "b"}],
     "extraEnvFrom": [{"configMapRef": {"name": "a"}}],
+    "extraInitContainers": [{"name": "a", "image": "b"}],
     "extraObjects": [{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}}],
     "extraVolumeMounts": [{"name": "a", "mountPath": "/a"}],
     "extraVolumes": [{"name": "a", "emptyDir": {}}],
+    "global.imagePullSecrets": ["registry"],
+    "hostAliases": [{"ip": "10.0.0.1", "hostnames": ["a.example"]}],
     "httpRoute.hostnames": ["b.example"],
     "httpRoute.parentRefs": [{"name": "other"}],
     "image.digest": "sha256:" + "b" * 64,
@@ -56,10 +62,12 @@ OTHER: dict[str, Any] = {
     "ingress.tls": [{"hosts": ["a.example"]}],
     "keda.fallbackReplicas": 7,
     "keda.serverAddress": "http://q:9090",
+    "listenAddress": "::",
     "networkPolicy.providerPorts": [8443],
     "priorityClassName": "high",
     "providerKeys": {"openai": {"existingSecret": "a", "keys": ["b"]}},
     "redis.existingSecret": "other",
+    "redis.image.digest": "sha256:" + "b" * 64,
     "redis.image.pullPolicy": "Always",
     "redis.maxmemory": "1gb",
     "redis.persistence.size": "9Gi",
@@ -67,8 +75,10 @@ OTHER: dict[str, Any] = {
     "replicas": 2,
     "runAsUser": 1234,
     "service.type": "NodePort",
+    "termination.gracePeriodSeconds": 999,
     "topologySpreadConstraints": [{"maxSkew": 2, "topologyKey": "a", "whenUnsatisfiable": "DoNotSchedule"}],
     "tolerations": [{"key": "a", "operator": "Exists"}],
+    "webhookSecrets.keys": ["other"],
 }
 """Another value than the default, where its type does not say one."""
 WITH: dict[str, dict[str, Any]] = {
@@ -78,6 +88,8 @@ WITH: dict[str, dict[str, Any]] = {
     "simulator.enabled": {"config": {**KEY, "providers": {"openai": {"kind": "openai"}}}},
     "tests.model": {"config": KEY},
     "redis.existingSecretKey": REDIS,
+    "webhookSecrets.existingSecret": {"webhookSecrets": {"existingSecret": "mine", "keys": ["a"]}},
+    "webhookSecrets.keys": {"webhookSecrets": {"existingSecret": "mine", "keys": ["a"]}},
 }
 """What it takes besides."""
 

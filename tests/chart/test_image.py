@@ -1,6 +1,14 @@
 """The Dockerfile: what can be said of it without building it."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
 
 from service import __version__
 from tests.chart.rendering import ROOT
@@ -13,6 +21,41 @@ BUILD, RUN = DOCKERFILE.split("\nFROM ${PYTHON_IMAGE}\n")
 def test_both_stages_have_the_base_that_the_builder_names() -> None:
     assert "ARG PYTHON_IMAGE=docker.io/library/python:3.13-slim\n" in BUILD
     assert re.findall(r"^FROM (.+)$", DOCKERFILE, re.MULTILINE) == ["${PYTHON_IMAGE} AS build", "${PYTHON_IMAGE}"]
+
+
+def test_the_same_sources_make_the_same_bytes() -> None:
+    """A time in a .pyc, or of a file, would make another layer of each build."""
+    assert re.search(r"PYC_INVALIDATION_MODE=CHECKED_HASH\b", BUILD)
+    *_, last = re.findall(r"^RUN (.+(?:\n    .+)*)", BUILD, re.MULTILINE)
+    steps = [step.strip(" \\\n") for step in last.split("&&")]
+    assert [step.split()[0] for step in steps] == ["sed", "rm", "rm", "mkdir", "mv", "find"]
+    assert steps[-1] == 'find /result -exec touch --no-dereference --date="@${SOURCE_DATE_EPOCH}" {} +'
+    assert "ARG SOURCE_DATE_EPOCH=0\n" in BUILD
+    assert "COPY --from=build /result /\n" in RUN
+
+
+def test_the_bytecode_that_uv_compiles_is_checked_by_hash(tmp_path: Path) -> None:
+    """In what the Dockerfile sets, as uv understands it: of a misspelt mode it makes an error, of none a time."""
+    if (uv := shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")) is None:
+        pytest.skip("there is no uv")
+    environment = {**os.environ, **dict(re.findall(r"(PYC_\w+|UV_COMPILE_BYTECODE)=(\w+)", BUILD))}
+    site = tmp_path / "site"
+    wheel(tmp_path / "one-1-py3-none-any.whl")
+    command = [uv, "pip", "install", "--offline", "--no-cache", "--python", sys.executable, "--target", str(site)]
+    subprocess.run([*command, str(tmp_path / "one-1-py3-none-any.whl")], env=environment, timeout=120, check=True)
+    (compiled,) = site.rglob("one.*.pyc")
+    # PEP 552: bit 0, a hash in place of a time; bit 1, which is compared with that of the source.
+    assert int.from_bytes(compiled.read_bytes()[4:8], "little") == 0b11
+
+
+def wheel(path: Path) -> None:
+    """Write the smallest package with a module in it."""
+    about = {"METADATA": "Metadata-Version: 2.1\nName: one\nVersion: 1\n", "RECORD": ""}
+    about["WHEEL"] = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("one.py", "")
+        for name, text in about.items():
+            archive.writestr(f"one-1.dist-info/{name}", text)
 
 
 def test_what_runs_was_only_copied() -> None:

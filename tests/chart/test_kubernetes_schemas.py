@@ -37,6 +37,23 @@ EVERYTHING = {
     "extraEnvFrom": [{"configMapRef": {"name": "more"}}],
     "extraVolumes": [{"name": "more", "emptyDir": {}}],
     "extraVolumeMounts": [{"name": "more", "mountPath": "/more"}],
+    "extraContainers": [{"name": "proxy", "image": "proxy:1"}],
+    "extraInitContainers": [{"name": "first", "image": "first:1"}],
+    "commonLabels": {"app.kubernetes.io/part-of": "assistant"},
+    "commonAnnotations": {"example.com/owner": "platform"},
+    "global": {"imageRegistry": "mirror.example:5000", "imagePullSecrets": ["hub", {"name": "mirror"}]},
+    "listenAddress": "::",
+    "dnsPolicy": "None",
+    "dnsConfig": {"nameservers": ["10.0.0.10"], "options": [{"name": "ndots", "value": "2"}]},
+    "hostAliases": [{"ip": "10.0.0.1", "hostnames": ["provider.internal"]}],
+    "runtimeClassName": "gvisor",
+    "worker": {"enabled": True, "autoscaling": {"enabled": True}},
+    "webhookSecrets": {"existingSecret": "webhooks", "keys": ["current", "next"]},
+    "termination": {"gracePeriodSeconds": 900},
+    "service": {
+        "type": "LoadBalancer",
+        "spec": {"ipFamilyPolicy": "PreferDualStack", "externalTrafficPolicy": "Local"},
+    },
 }
 
 
@@ -59,7 +76,7 @@ def test_every_example_is_valid(path: Path, release: str) -> None:
 @pytest.mark.parametrize("release", RELEASES)
 def test_everything_at_once_is_valid(release: str) -> None:
     objects = render(EVERYTHING)
-    assert len(objects) >= 18
+    assert len(objects) >= 22
     assert f"Valid: {len(objects)}, Invalid: 0, Errors: 0, Skipped: 0" in kubeconform(release, yaml.dump_all(objects))
 
 

@@ -420,6 +420,7 @@ def test_long_overrides_share_no_name() -> None:
 
 def test_names_that_fit_are_left_as_they_are() -> None:
     assert ("Deployment", "a" * 38 + "-llm-api") in names(render_as("a" * 38))
+    assert ("Deployment", "b" * 46) in names(render({"fullnameOverride": "b" * 46}))
 
 
 def test_names_of_the_longest_release_fit_into_labels() -> None:

@@ -1,13 +1,15 @@
 """The settings that the chart writes, read by the service that they are for."""
 
 import hashlib
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 from service.config import load_settings
-from tests.chart.rendering import EXAMPLES, ROOT, Object, example, render, settings
+from service.config.store_address import checked_store_address
+from tests.chart.rendering import CHART, EXAMPLES, ROOT, Object, example, one, pod, render, settings
 
 CHANGES = {
     "config": {
@@ -42,6 +44,24 @@ def read(tree: Object, folder: Path) -> None:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_the_service_takes_those_of_every_example(path: Path, tmp_path: Path) -> None:
     read(settings(example(path)), tmp_path)
+
+
+def test_the_ca_of_redis_is_where_its_address_says() -> None:
+    path = CHART / "examples" / "redis-tls.yaml"
+    (address,) = re.findall(r"url=(rediss://\S+)'", path.read_text())
+    (named,) = re.findall(r"ssl_ca_certs=(\S+)", address)
+    spec = pod(example(path))["spec"]
+    (mount,) = (mount for mount in spec["containers"][0]["volumeMounts"] if mount["name"] == "redis-ca")
+    (volume,) = (volume for volume in spec["volumes"] if volume["name"] == "redis-ca")
+    (entry,) = volume["secret"]["items"]
+    assert named == f"{mount['mountPath']}/{entry['path']}"
+    # The service takes it, but for the certificate, which is not here.
+    with pytest.raises(ValueError, match="certificates and keys that can be read"):
+        checked_store_address(address)
+    (egress,) = (
+        rule for rule in one(example(path), "NetworkPolicy")["spec"]["egress"] if rule["ports"][0]["port"] == 6380
+    )
+    assert "to" not in egress
 
 
 def test_the_service_takes_the_defaults(tmp_path: Path) -> None:

@@ -32,19 +32,41 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 llm-api/metrics: "true"
 {{- end }}
 
-{{/* The labels of a component's objects: (list $ "api"). */}}
-{{- define "llm-api.labels" -}}
-{{- $root := index . 0 -}}
-{{ include "llm-api.selector" . }}
-app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ $root.Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" }}
+{{/*
+The metadata of an object. Takes a dict:
+  root         the chart's own context
+  component    its name
+  suffix       what comes behind the name of the release, if anything does; or `name`, all of it
+  labels, annotations   of its own, if there are any
+*/}}
+{{- define "llm-api.metadata" -}}
+{{- $common := .root.Values -}}
+name: {{ .name | default (printf "%s%s" (include "llm-api.fullname" .root) (.suffix | default "")) }}
+labels:
+  {{- include "llm-api.selector" (list .root .component) | nindent 2 }}
+  app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+  app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+  helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+  {{- with merge dict (.labels | default dict) ($common.commonLabels | default dict) }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with merge dict (.annotations | default dict) ($common.commonAnnotations | default dict) }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* The name of an image: (list $ values tag). */}}
+{{- define "llm-api.imageName" -}}
+{{- $repository := (index . 1).repository -}}
+{{- with (index . 0).Values.global.imageRegistry -}}
+{{- $repository = printf "%s/%s" . (regexReplaceAll "^([^/]*[.:][^/]*|localhost)/" $repository "") -}}
+{{- end -}}
+{{ $repository }}:{{ index . 2 }}{{ with (index . 1).digest }}@{{ . }}{{ end }}
 {{- end }}
 
 {{- define "llm-api.image" -}}
-{{- with .Values.image -}}
-{{ .repository }}:{{ .tag | default $.Chart.AppVersion }}{{ with .digest }}@{{ . }}{{ end }}
-{{- end -}}
+{{ include "llm-api.imageName" (list . .Values.image (.Values.image.tag | default .Chart.AppVersion)) }}
 {{- end }}
 
 {{- define "llm-api.serviceAccountName" -}}
@@ -76,6 +98,19 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- define "llm-api.workersMax" -}}
 {{- with .Values.worker -}}
 {{- if not .enabled -}}0{{- else if .autoscaling.enabled -}}{{ .autoscaling.maxReplicas | int }}{{- else -}}{{ .replicas | int }}{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{/*
+What the names of a component's pods match, for Prometheus: (list $ "api"). They are NAME-HASH-12345 and NAME-worker-HASH-12345,
+which has one part more; of a long name there is less of the hash, and no dash behind it.
+*/}}
+{{- define "llm-api.podPattern" -}}
+{{- $name := include "llm-api.fullname" (index . 0) -}}
+{{- if eq (index . 1) "worker" -}}
+{{ $name }}-worker-[a-z0-9]+(-[a-z0-9]{5})?
+{{- else -}}
+{{ $name }}-[a-z0-9]+-[a-z0-9]{5}
 {{- end -}}
 {{- end }}
 

@@ -2,7 +2,7 @@
 The pod template of everything that runs our image. Takes a dict:
   root        the chart's own context
   component   its name
-  values      what is set for it: resources, args, extraEnv, nodeSelector, …
+  values      what is set for it: resources, args, extraEnv, affinity, …
   settings    whether it reads the service's settings, with the keys of callers and providers
   ports       a map from name to number
   probes      a map from kind to {path, port, and what a probe takes}
@@ -17,7 +17,7 @@ metadata:
     llm-api/metrics: "true"
     {{- end }}
     app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
-    {{- with .values.podLabels }}
+    {{- with merge dict (.values.podLabels | default dict) ($root.Values.commonLabels | default dict) }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
   annotations:
@@ -37,27 +37,17 @@ metadata:
     {{- toYaml . | nindent 4 }}
     {{- end }}
 spec:
-  serviceAccountName: {{ include "llm-api.serviceAccountName" $root }}
-  automountServiceAccountToken: false
-  enableServiceLinks: false
+  {{- include "llm-api.everyPod" $root | nindent 2 }}
   terminationGracePeriodSeconds: {{ .gracePeriodSeconds }}
   {{- with .values.priorityClassName }}
   priorityClassName: {{ . }}
   {{- end }}
-  {{- with $root.Values.image.pullSecrets }}
-  imagePullSecrets:
-    {{- range . }}
-    - name: {{ . }}
-    {{- end }}
-  {{- end }}
   securityContext:
-    runAsNonRoot: true
-    {{- with $root.Values.runAsUser }}
-    runAsUser: {{ int . }}
-    runAsGroup: {{ int . }}
-    fsGroup: {{ int . }}
-    {{- end }}
-    seccompProfile: {type: RuntimeDefault}
+    {{- include "llm-api.podSecurity" $root.Values.runAsUser | nindent 4 }}
+  {{- with .values.extraInitContainers }}
+  initContainers:
+    {{- tpl (toYaml .) $root | nindent 4 }}
+  {{- end }}
   containers:
     - name: {{ .component }}
       image: {{ include "llm-api.image" $root }}
@@ -82,7 +72,7 @@ spec:
       {{- end }}
       {{- with .values.extraEnvFrom }}
       envFrom:
-        {{- toYaml . | nindent 8 }}
+        {{- tpl (toYaml .) $root | nindent 8 }}
       {{- end }}
       ports:
         {{- range $name, $number := .ports }}
@@ -103,9 +93,7 @@ spec:
         {{- toYaml . | nindent 8 }}
       {{- end }}
       securityContext:
-        allowPrivilegeEscalation: false
-        readOnlyRootFilesystem: true
-        capabilities: {drop: [ALL]}
+        {{- include "llm-api.containerSecurity" $root | nindent 8 }}
       volumeMounts:
         - {name: tmp, mountPath: /tmp}
         {{- if .settings }}
@@ -113,13 +101,19 @@ spec:
         {{- if include "llm-api.callersSecret" $root }}
         - {name: callers, mountPath: /run/secrets/callers, readOnly: true}
         {{- end }}
+        {{- if $root.Values.webhookSecrets.existingSecret }}
+        - {name: webhooks, mountPath: /run/secrets/webhooks, readOnly: true}
+        {{- end }}
         {{- range $name, $_ := $root.Values.providerKeys }}
         - {name: provider-{{ $name }}, mountPath: /run/secrets/providers/{{ $name }}, readOnly: true}
         {{- end }}
         {{- end }}
         {{- with .values.extraVolumeMounts }}
-        {{- toYaml . | nindent 8 }}
+        {{- tpl (toYaml .) $root | nindent 8 }}
         {{- end }}
+    {{- with .values.extraContainers }}
+    {{- tpl (toYaml .) $root | nindent 4 }}
+    {{- end }}
   volumes:
     - name: tmp
       emptyDir: {sizeLimit: 64Mi}
@@ -136,6 +130,18 @@ spec:
         items:
           - {key: {{ $root.Values.callers.key }}, path: keys}
     {{- end }}
+    {{- with $root.Values.webhookSecrets }}
+    {{- if .existingSecret }}
+    - name: webhooks
+      secret:
+        secretName: {{ .existingSecret }}
+        defaultMode: 0440
+        items:
+          {{- range .keys }}
+          - {key: {{ . }}, path: {{ . }}}
+          {{- end }}
+    {{- end }}
+    {{- end }}
     {{- range $name, $secret := $root.Values.providerKeys }}
     - name: provider-{{ $name }}
       secret:
@@ -148,18 +154,10 @@ spec:
     {{- end }}
     {{- end }}
     {{- with .values.extraVolumes }}
-    {{- toYaml . | nindent 4 }}
+    {{- tpl (toYaml .) $root | nindent 4 }}
     {{- end }}
-  {{- with .values.nodeSelector }}
-  nodeSelector:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
   {{- with .values.affinity }}
   affinity:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
-  {{- with .values.tolerations }}
-  tolerations:
     {{- toYaml . | nindent 4 }}
   {{- end }}
   topologySpreadConstraints:
@@ -177,6 +175,51 @@ spec:
       matchLabelKeys: [pod-template-hash]
     {{- end }}
     {{- end }}
+{{- end }}
+
+{{/* The probes of what runs the service; one that is set to null is left out. */}}
+{{- define "llm-api.probes" -}}
+{{- range $kind, $path := dict "startup" "/health" "liveness" "/health" "readiness" "/ready" }}
+{{- with index $.Values.probes $kind }}
+{{ $kind }}: {{ merge (dict "path" $path "port" "http") . | toJson }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* What holds for every pod of a release, whatever runs in it. */}}
+{{- define "llm-api.everyPod" -}}
+serviceAccountName: {{ include "llm-api.serviceAccountName" . }}
+automountServiceAccountToken: false
+enableServiceLinks: false
+{{- with concat (.Values.global.imagePullSecrets | default list) (.Values.image.pullSecrets | default list) }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ kindIs "map" . | ternary . (dict "name" .) | dig "name" "" }}
+  {{- end }}
+{{- end }}
+{{- range $field := list "runtimeClassName" "dnsPolicy" "dnsConfig" "hostAliases" "nodeSelector" "tolerations" }}
+{{- with index $.Values $field }}
+{{ $field }}:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* A pod's security context; takes its user, or nothing where the cluster chooses one. */}}
+{{- define "llm-api.podSecurity" -}}
+runAsNonRoot: true
+{{- with . }}
+runAsUser: {{ int . }}
+runAsGroup: {{ int . }}
+fsGroup: {{ int . }}
+{{- end }}
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{- define "llm-api.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
 {{- end }}
 
 {{- define "llm-api.redisEnv" -}}

@@ -23,12 +23,17 @@
 {{- with .Values.redis -}}{{- if or .enabled .url .existingSecret -}}yes{{- end -}}{{- end -}}
 {{- end }}
 
-{{/* From the kubelet's first signal to SIGKILL: all that a stop may take one after the other, and 30 s. */}}
-{{- define "llm-api.gracePeriodSeconds" -}}
+{{/* All that a stop may take one after the other, and 30 s. */}}
+{{- define "llm-api.leastGracePeriodSeconds" -}}
 {{- $jobs := dig "jobs" "drain_s" 30 .Values.config | ceil -}}
 {{- with .Values.termination -}}
 {{ add .preStopSeconds .delaySeconds $.Values.longestStreamSeconds $jobs 30 }}
 {{- end -}}
+{{- end }}
+
+{{/* From the kubelet's first signal to SIGKILL. */}}
+{{- define "llm-api.gracePeriodSeconds" -}}
+{{ .Values.termination.gracePeriodSeconds | default (include "llm-api.leastGracePeriodSeconds" .) | int }}
 {{- end }}
 
 {{/* The same for a worker, whom no endpoint leads to. */}}
@@ -57,7 +62,7 @@
 {{- end -}}
 {{- $chart := dict
   "profile" "production"
-  "server" (dict "host" "0.0.0.0" "port" 8000 "metrics_port" 9090)
+  "server" (dict "host" .Values.listenAddress "port" 8000 "metrics_port" 9090)
   "drain" (dict "delay_s" .Values.termination.delaySeconds "timeout_s" .Values.longestStreamSeconds)
   "admission" (dict "replicas" (add (include "llm-api.replicasMax" .) (include "llm-api.workersMax" .)))
 -}}
@@ -66,6 +71,13 @@
 {{- end -}}
 {{- if include "llm-api.callersSecret" . -}}
 {{- $_ := set $chart "auth" (dict "keys_file" "/run/secrets/callers/keys") -}}
+{{- end -}}
+{{- with .Values.webhookSecrets.keys -}}
+{{- $files := list -}}
+{{- range . -}}
+{{- $files = append $files (printf "/run/secrets/webhooks/%s" .) -}}
+{{- end -}}
+{{- $_ := set $chart "webhooks" (dict "secret_files" $files) -}}
 {{- end -}}
 {{- mergeOverwrite $settings $chart | toYaml -}}
 {{- end }}

@@ -18,10 +18,37 @@
 {{- fail (printf "worker.autoscaling.minReplicas is %v, above worker.autoscaling.maxReplicas, %v." .autoscaling.minReplicas .autoscaling.maxReplicas) -}}
 {{- end -}}
 {{- end -}}
-{{- range $label, $_ := .Values.podLabels -}}
-{{- if or (hasPrefix "app.kubernetes.io/" $label) (hasPrefix "llm-api/" $label) -}}
-{{- fail (printf "podLabels.%s: labels below app.kubernetes.io/ and llm-api/ are the chart's own, by which pods are found." $label) -}}
+{{- range $value := list "commonLabels" "podLabels" -}}
+{{- range $label, $_ := index $.Values $value -}}
+{{- if or (hasPrefix "llm-api/" $label) (regexMatch "^(app.kubernetes.io/(name|instance|component|version|managed-by)|helm.sh/chart)$" $label) -}}
+{{- fail (printf "%s.%s: this label is the chart's own; by some of its kind pods are found." $value $label) -}}
 {{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if not (regexMatch "^[a-z]" (include "llm-api.fullname" .)) -}}
+{{- fail (printf "fullnameOverride: the release's name would make it %q, and names of Services begin with a letter. Set it to another." (include "llm-api.fullname" .)) -}}
+{{- end -}}
+{{- $least := include "llm-api.leastGracePeriodSeconds" . | int -}}
+{{- if lt (include "llm-api.gracePeriodSeconds" . | int) $least -}}
+{{- fail (printf "termination.gracePeriodSeconds is %v, and a stop may take %d s: preStopSeconds, delaySeconds, longestStreamSeconds, config.jobs.drain_s and 30 s. The kubelet would cut what runs." .Values.termination.gracePeriodSeconds $least) -}}
+{{- end -}}
+{{- range $kind := list "startup" "liveness" -}}
+{{- with dig $kind "terminationGracePeriodSeconds" 0 $.Values.probes -}}
+{{- if gt (int .) (include "llm-api.gracePeriodSeconds" $ | int) -}}
+{{- fail (printf "probes.%s.terminationGracePeriodSeconds is %v, above the pod's own grace period, %s s." $kind . (include "llm-api.gracePeriodSeconds" $)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- with .Values.webhookSecrets -}}
+{{- if and .existingSecret (not .keys) -}}
+{{- fail "webhookSecrets.keys: the entries of webhookSecrets.existingSecret that messages are signed with are missing." -}}
+{{- end -}}
+{{- if and .keys (not .existingSecret) -}}
+{{- fail "webhookSecrets.existingSecret: the Secret with these entries is missing." -}}
+{{- end -}}
+{{- end -}}
+{{- if and (eq .Values.dnsPolicy "None") (not (dig "nameservers" list (.Values.dnsConfig | default dict))) -}}
+{{- fail "dnsConfig.nameservers: with dnsPolicy=None at least one is needed." -}}
 {{- end -}}
 {{- if and .Values.autoscaling.enabled .Values.keda.enabled -}}
 {{- fail "keda.enabled and autoscaling.enabled: both would set the number of pods. Take one." -}}
