@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
+from service.api.request_span import SPAN
 from service.api.request_timeout import request_timeout_s
 from service.config import Settings, is_loopback
 from service.domain.principal import Principal, RequestContext
@@ -171,6 +172,7 @@ def _context(connection: HTTPConnection, *, principal: Principal) -> RequestCont
         request_id=connection.scope["request_id"],
         principal=principal,
         received_at=connection.scope["received_at"],
+        span=connection.scope.get(SPAN),
     )
     connection.scope[CONTEXT] = context
     return context

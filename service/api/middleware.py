@@ -18,8 +18,10 @@ from service.api.errors import render_error
 from service.api.paths import route_path
 from service.api.rate_limit import rate_limit_headers
 from service.api.request_id import request_id_from
+from service.api.request_span import METHODS, SPAN, begin_request, end_request, log_fields
 from service.api.streaming import OUTCOME
 from service.domain.principal import RequestContext
+from service.domain.trace import Span
 from service.engine.drain import Drain, Stage
 from service.errors import InternalError, RequestTimeout, RequestTooLarge, ServiceError
 from service.resources import Resources
@@ -29,8 +31,6 @@ logger = logging.getLogger("service.access")
 
 UNMATCHED = "unmatched"
 """The route label of a path that no route has: paths themselves are an open set."""
-METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
-"""Methods that are a metric label of their own; any other word counts as ``other``."""
 PROBES = frozenset({"/health", "/ready"})
 """Paths that are answered as long as the process runs: no stop waits for them or refuses them."""
 JOBS = "/generate/async/"
@@ -68,6 +68,8 @@ class RequestMiddleware:
             return
         resources: Resources = scope["state"]["resources"]
         scope["request_id"] = request_id_from(_header(scope, b"x-request-id"))
+        if resources.tracing is not None and scope["type"] == "http" and route_path(scope) not in PROBES:
+            scope[SPAN] = begin_request(resources.tracing, scope)
         answer = _Answer(send, scope, resources)
         scope["received_at"] = answer.began_at
         serve = self._serve_socket if scope["type"] == "websocket" else self._serve_request
@@ -125,7 +127,10 @@ class _Answer:
         self._scope = scope
         self._drain = resources.drain
         self._admission = resources.admission
-        self._header = (b"x-request-id", scope["request_id"].encode())
+        self._headers = [(b"x-request-id", scope["request_id"].encode())]
+        span: Span | None = scope.get(SPAN)
+        if span is not None:
+            self._headers.append((b"traceparent", span.context.traceparent.encode()))
         self.began_at = time.monotonic()
         self.status = 0
         """0 until an answer has begun."""
@@ -140,7 +145,7 @@ class _Answer:
                 self.status = HTTPStatus.FORBIDDEN
         else:
             self.status = status
-            message["headers"] = [*message.get("headers", ()), self._header, *self._rate_limits(message)]
+            message["headers"] = [*message.get("headers", ()), *self._headers, *self._rate_limits(message)]
             # After a 408 the rest of the body may still come: it must not be taken for the next request.
             if status == HTTPStatus.REQUEST_TIMEOUT or self._drain.stage:
                 self._close_after(message)
@@ -284,7 +289,7 @@ def _status(message: Message) -> int | None:
 def _defect(exc: Exception, scope: Scope, metrics: Metrics, *, place: str) -> InternalError:
     """Count and log what no code expected; return what the caller is told."""
     metrics.unhandled_errors.labels(place).inc()
-    logger.error("unhandled error", exc_info=exc, extra={"request_id": scope["request_id"]})
+    logger.error("unhandled error", exc_info=exc, extra=log_fields(scope))
     return InternalError(f"a defect of the service; quote {scope['request_id']}")
 
 
@@ -294,8 +299,8 @@ def _account(scope: Scope, metrics: Metrics, method: str, answer: _Answer) -> fl
     route = _route_of(scope)
     code = int(answer.status) or CLIENT_LEFT
     metrics.http_requests.labels(route, method, str(code)).inc()
-    extra = {
-        "request_id": scope["request_id"],
+    extra: dict[str, object] = {
+        **log_fields(scope),
         "method": method,
         "route": route,
         "status": code,
@@ -304,6 +309,10 @@ def _account(scope: Scope, metrics: Metrics, method: str, answer: _Answer) -> fl
     outcome = scope.get(OUTCOME)
     if outcome is not None:
         extra["outcome"] = outcome
+    span: Span | None = scope.get(SPAN)
+    if span is not None:
+        known = None if route == UNMATCHED else route
+        end_request(span, scope, route=known, status=int(answer.status), outcome=outcome)
     # Probes come every few seconds, and would be most of the log.
     logger.log(logging.DEBUG if route in PROBES else logging.INFO, "request", extra=extra)
     return duration_s

@@ -1,7 +1,7 @@
 """Generating: from a request to an answer, whole or streamed, over the routes that its model has."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Self, TypeVar
 
@@ -20,6 +20,7 @@ from service.engine.admission import Admission
 from service.engine.attempt import Attempt, Call
 from service.engine.attempts import Attempts
 from service.engine.catalogue import Mode, ModelCard, ModelCatalogue, ModelEntry, Route
+from service.engine.model_span import ModelSpan, model_span
 from service.errors import InternalError, ServiceError
 from service.queueing.work import Work
 from service.telemetry.metrics import Metrics
@@ -90,16 +91,19 @@ class GenerationService:
         ask: Call[Answer],
     ) -> Answer:
         """Ask for an answer that comes in one piece, and count what it took."""
-        async with self._admission.admitted(entry, request, context) as admitted:
+        with self._told(entry, request, context, streams=False) as span:
+            async with self._admission.admitted(entry, request, context) as admitted:
 
-            async def call(attempt: Attempt) -> Answer:
-                with admitted.asking():
-                    return await ask(attempt)
+                async def call(attempt: Attempt) -> Answer:
+                    with admitted.asking():
+                        return await ask(attempt)
 
-            answer, attempt = await self._attempts.make(entry, admitted.work, call)
-            admitted.usage = answer.usage
-            admitted.was_cut = _was_cut(answer)
-            attempt.turn.end(answer.usage)
+                answer, attempt = await self._attempts.make(entry, admitted.work, call, span=span)
+                admitted.usage = answer.usage
+                admitted.was_cut = _was_cut(answer)
+                attempt.end(answer.usage)
+            self._tell_answer(span, attempt, answer.usage)
+            span.completed(answer)
         self._succeeded(entry, attempt.route, answer.usage)
         return answer
 
@@ -113,6 +117,7 @@ class GenerationService:
         """
         entry = self._catalogue.find(request.model, context.principal, "chat")
         async with AsyncExitStack() as stack:
+            span = stack.enter_context(self._told(entry, request, context, streams=True))
             admitted = await stack.enter_async_context(self._admission.admitted(entry, request, context))
 
             async def call(attempt: Attempt) -> _Opened:
@@ -126,14 +131,16 @@ class GenerationService:
                     try:
                         await opened.stack.aclose()
                     finally:
-                        attempt.turn.end(usage)
+                        attempt.end(usage, is_whole=False)
                     self._count(entry, attempt.route, "cancelled")
                 self._count_tokens(entry, attempt.route, usage)
 
-            opened, attempt = await self._attempts.make(entry, admitted.work, call, lose=lose)
-            stack.callback(lambda: attempt.turn.end(admitted.usage))  # once the connection is closed
-            stack.push_async_exit(opened.stack)
+            opened, attempt = await self._attempts.make(entry, admitted.work, call, lose=lose, span=span)
             route, observed = attempt.route, opened.observed
+            # Once the connection is closed.
+            stack.callback(lambda: attempt.end(admitted.usage, is_whole=observed.is_over))
+            stack.push_async_exit(opened.stack)
+            span.first_content()
             outcome = "cancelled"
             try:
                 yield observed
@@ -144,6 +151,8 @@ class GenerationService:
             finally:
                 admitted.usage = observed.usage or observed.estimated_usage(admitted.work)
                 admitted.was_cut = observed.was_cut
+                self._tell_answer(span, attempt, admitted.usage)
+                observed.tell(span)
                 if outcome == "ok":
                     self._succeeded(entry, route, observed.usage)
                 else:
@@ -151,6 +160,22 @@ class GenerationService:
                         attempt.broke_off(observed.failure)
                     self._count(entry, route, outcome if observed.failure is None else _code_of(observed.failure))
                     self._count_tokens(entry, route, admitted.usage)
+
+    def _told(
+        self,
+        entry: ModelEntry,
+        request: GenerationRequest | EmbeddingRequest,
+        context: RequestContext,
+        *,
+        streams: bool,
+    ) -> AbstractContextManager[ModelSpan]:
+        vendor = "" if context.span is None else self._attempts.vendor(entry.routes[0].provider)
+        return model_span(context, request, vendor=vendor, streams=streams, clock=self._attempts.clock)
+
+    def _tell_answer(self, span: ModelSpan, attempt: Attempt, usage: Usage) -> None:
+        if span.is_told:
+            span.answered_by(attempt.route, self._attempts.vendor(attempt.route.provider))
+            span.took(usage)
 
     def _succeeded(self, entry: ModelEntry, route: Route, usage: Usage | None) -> None:
         self._count(entry, route, "ok")
@@ -181,6 +206,9 @@ class _ObservedStream:
         """Whether the provider's stream came to its own end."""
         self.failure: Exception | None = None
         """What ended it otherwise."""
+        self._model, self._response_id = first.model, first.response_id
+        self._finish_reasons: dict[int, FinishReason] = {}
+        """By choice."""
         self._look_at(first)
 
     def __aiter__(self) -> Self:
@@ -206,8 +234,23 @@ class _ObservedStream:
     def _look_at(self, chunk: Chunk) -> None:
         for delta in chunk.deltas:
             self._seen_bytes += delta_size(delta)
-            if delta.finish_reason is FinishReason.LENGTH:
-                self.was_cut = True
+            if delta.finish_reason is not None:
+                self._finish_reasons[delta.choice] = delta.finish_reason
+                if delta.finish_reason is FinishReason.LENGTH:
+                    self.was_cut = True
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it ended before it was left."""
+        return self.ended or self.failure is not None
+
+    def tell(self, span: ModelSpan) -> None:
+        """Tell what came, and how it ended."""
+        span.told(self._model, self._response_id, [reason.value for reason in self._finish_reasons.values()])
+        if self.failure is not None:
+            span.broke_off(self.failure)
+        elif not self.ended:
+            span.left()
 
     @property
     def seen_tokens(self) -> int:

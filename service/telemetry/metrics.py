@@ -358,6 +358,12 @@ class Metrics:
             ["place"],
             registry=registry,
         )
+        self.trace_spans = Counter(
+            "llm_api_trace_spans_total",
+            "Spans that ended, by what became of them: exported, or dropped since the collector did not take them.",
+            ["outcome"],
+            registry=registry,
+        )
 
     def _show_zeros(self) -> None:
         """Let what has closed label sets begin at 0, so that a rate has a beginning."""
@@ -376,3 +382,5 @@ class Metrics:
                     self.rate_limit_decisions.labels(scope, resource, decision)
         for place in ("config", "http", "job", "limiter", "queue", "readiness", "stream", "stream_log", "websocket"):
             self.unhandled_errors.labels(place)
+        for outcome in ("exported", "queue_full", "export_failed", "shutdown"):
+            self.trace_spans.labels(outcome)
