@@ -20,7 +20,7 @@ from service.engine.admission import Admission
 from service.engine.attempt import Attempt, Call
 from service.engine.attempts import Attempts
 from service.engine.catalogue import Mode, ModelCard, ModelCatalogue, ModelEntry, Route
-from service.engine.model_span import ModelSpan, model_span
+from service.engine.model_span import UNTOLD, ModelSpan, model_span
 from service.errors import InternalError, ServiceError
 from service.queueing.work import Work
 from service.telemetry.metrics import Metrics
@@ -91,8 +91,8 @@ class GenerationService:
         ask: Call[Answer],
     ) -> Answer:
         """Ask for an answer that comes in one piece, and count what it took."""
-        with self._told(entry, request, context, streams=False) as span:
-            async with self._admission.admitted(entry, request, context) as admitted:
+        async with self._admission.admitted(entry, request, context) as admitted:
+            with self._told(entry, request, context, streams=False) as span:
 
                 async def call(attempt: Attempt) -> Answer:
                     with admitted.asking():
@@ -102,8 +102,8 @@ class GenerationService:
                 admitted.usage = answer.usage
                 admitted.was_cut = _was_cut(answer)
                 attempt.end(answer.usage)
-            self._tell_answer(span, attempt, answer.usage)
-            span.completed(answer)
+                self._tell_answer(span, attempt, answer.usage)
+                span.completed(answer)
         self._succeeded(entry, attempt.route, answer.usage)
         return answer
 
@@ -117,8 +117,8 @@ class GenerationService:
         """
         entry = self._catalogue.find(request.model, context.principal, "chat")
         async with AsyncExitStack() as stack:
-            span = stack.enter_context(self._told(entry, request, context, streams=True))
             admitted = await stack.enter_async_context(self._admission.admitted(entry, request, context))
+            span = stack.enter_context(self._told(entry, request, context, streams=True))
 
             async def call(attempt: Attempt) -> _Opened:
                 with admitted.asking():
@@ -169,8 +169,10 @@ class GenerationService:
         *,
         streams: bool,
     ) -> AbstractContextManager[ModelSpan]:
-        vendor = "" if context.span is None else self._attempts.vendor(entry.routes[0].provider)
-        return model_span(context, request, vendor=vendor, streams=streams, clock=self._attempts.clock)
+        if context.span is None:
+            return UNTOLD
+        vendor = self._attempts.vendor(entry.routes[0].provider)
+        return model_span(context.span, entry.name, request, vendor=vendor, streams=streams, clock=self._attempts.clock)
 
     def _tell_answer(self, span: ModelSpan, attempt: Attempt, usage: Usage) -> None:
         if span.is_told:

@@ -6,7 +6,7 @@ content; no generator does.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 
 from yarl import URL
@@ -15,14 +15,16 @@ from service.domain.trace import Span
 from service.telemetry import semconv
 
 _span: ContextVar[Span | None] = ContextVar("outgoing", default=None)
+_UNTOLD = nullcontext()
+
+
+def outgoing(span: Span | None) -> AbstractContextManager[None]:
+    """Let what is called within the block know its span. Not for generators."""
+    return _UNTOLD if span is None else _set(span)
 
 
 @contextmanager
-def outgoing(span: Span | None) -> Iterator[None]:
-    """Let what is called within the block know its span. Not for generators."""
-    if span is None:
-        yield
-        return
+def _set(span: Span) -> Iterator[None]:
     token = _span.set(span)
     try:
         yield
