@@ -80,6 +80,11 @@ def place_of(job_id: str, run: int) -> TraceContext:
     return TraceContext(f"00-{digest[:32]}-{digest[32:48]}-{SAMPLED}")
 
 
+def trace_of(job: Job) -> str:
+    """Return the id of the trace that the job's run is."""
+    return place_of(job.id, job.fence).traceparent.split("-")[1]
+
+
 def _message(operation: str, destination: str, message_id: str) -> dict[str, Value]:
     return {
         semconv.MESSAGING_SYSTEM: semconv.SYSTEM,

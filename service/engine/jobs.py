@@ -27,7 +27,7 @@ from service.domain.job import (
 from service.domain.principal import Principal, Priority, RequestContext
 from service.domain.trace import Span, Tracing
 from service.engine.generation import GenerationService
-from service.engine.job_span import PutBack, accepted, run_of, tell_outcome
+from service.engine.job_span import PutBack, accepted, run_of, tell_outcome, trace_of
 from service.errors import (
     CircuitOpen,
     JobGone,
@@ -234,6 +234,11 @@ class JobRunner:
         self._generation = generation
         self._authenticator = authenticator
         self._clock = clock
+
+    def log_fields(self, job: Job) -> dict[str, str]:
+        """Return what a log line says of a run of a job, so that it can be found."""
+        trace = {} if self._tracing is None else {"trace_id": trace_of(job)}
+        return {"job_id": job.id, **trace}
 
     async def run(self, job: Job, progress: Callable[[str | None], object]) -> JobOutcome:
         """Generate what a job asks for, and tell how that ended.

@@ -25,6 +25,7 @@ from typing_extensions import override
 from websockets.asyncio.client import connect
 
 from service.config import RedisSettings, Settings
+from service.engine.generation import GenerationService
 from service.telemetry import semconv
 from tests.support.attempts import PLAIN
 from tests.support.command import running
@@ -552,3 +553,19 @@ async def test_what_ends_in_the_drain_is_exported_before_the_process_ends(collec
             await stopping
     assert collector.trees() == [asked()]
     assert [one.status for one in collector.spans] == [UNSET] * 3
+
+
+async def test_defect_is_a_failure_whose_words_stand_in_the_log_alone(
+    collector: Collector, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(*_: object) -> None:
+        raise RuntimeError(PROMPT)
+
+    monkeypatch.setattr(GenerationService, "complete", fails)
+    async with scripted_upstream(PLAIN_ANSWER) as upstream, served(settings_over(upstream)) as (_, client):
+        answer = await client.post("/chat", json=chat())
+    assert answer.status_code == 500
+    assert collector.one("POST /chat").status == ERROR
+    (line,) = [record for record in caplog.records if record.getMessage() == "unhandled error"]
+    assert vars(line)["trace_id"] == answer.headers["traceparent"][3:35]
+    assert vars(line)["request_id"] == answer.headers["x-request-id"]
