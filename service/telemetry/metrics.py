@@ -364,6 +364,8 @@ class Metrics:
             ["outcome"],
             registry=registry,
         )
+        for outcome in ("exported", "queue_full", "export_failed", "shutdown"):
+            self.trace_spans.labels(outcome)
 
     def _show_zeros(self) -> None:
         """Let what has closed label sets begin at 0, so that a rate has a beginning."""
@@ -382,5 +384,3 @@ class Metrics:
                     self.rate_limit_decisions.labels(scope, resource, decision)
         for place in ("config", "http", "job", "limiter", "queue", "readiness", "stream", "stream_log", "websocket"):
             self.unhandled_errors.labels(place)
-        for outcome in ("exported", "queue_full", "export_failed", "shutdown"):
-            self.trace_spans.labels(outcome)
