@@ -30,6 +30,7 @@ EXPOSED_HEADERS = (
     "RateLimit-Policy",
     "Retry-After",
     "Server-Timing",
+    "Traceparent",
     "X-Request-ID",
     "X-Stream-ID",
 )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from service.auth.base import Authenticator, TicketStore
 from service.config import Settings
 from service.domain.clock import Clock
+from service.domain.trace import Tracing
 from service.engine.admission import Admission
 from service.engine.batches import BatchService
 from service.engine.drain import Drain
@@ -36,3 +37,5 @@ class Resources:
     readiness: ReadinessCheck
     usage: UsageSource | None
     """Where the ledger's records are read; None where none are kept."""
+    tracing: Tracing | None = None
+    """None where nobody collects traces."""

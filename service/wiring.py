@@ -1,5 +1,6 @@
 """The composition root: turns settings into resources, and is the only place that picks implementations."""
 
+import os
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -26,6 +27,7 @@ from service.config import Profile, ProviderKind, ProviderSettings, Settings, Us
 from service.config.fingerprint import KeyFingerprints
 from service.config.reload import SettingsSource
 from service.domain.clock import Clock, SystemClock
+from service.domain.trace import Tracing
 from service.engine.admission import Admission
 from service.engine.attempts import Attempts
 from service.engine.batches import BatchService, BatchStore
@@ -70,6 +72,7 @@ from service.storage.usage_files import UsageFiles
 from service.telemetry.event_loop import watching_event_loop
 from service.telemetry.metrics import Metrics
 from service.telemetry.server import open_metrics_server
+from service.telemetry.tracing import open_tracing
 from service.webhooks.secrets import WebhookSecrets
 from service.webhooks.sender import WebhookSender
 from service.worker.loop import Worker
@@ -111,6 +114,7 @@ async def open_resources(settings: Settings, *, source: SettingsSource | None = 
     clock = SystemClock()
     metrics = Metrics(_registry())
     async with AsyncExitStack() as stack:
+        tracing = await stack.enter_async_context(open_tracing(os.environ, metrics))  # closed last: all else may tell
         settings = await stack.enter_async_context(open_embedded(settings))
         if settings.server.workers == 1:  # of several, the parent serves the sum
             await stack.enter_async_context(open_metrics_server(settings.server, metrics.registry))
@@ -186,6 +190,7 @@ async def open_resources(settings: Settings, *, source: SettingsSource | None = 
             metrics=metrics,
             clock=clock,
             source=source,
+            tracing=tracing,
         )
 
 
@@ -206,6 +211,7 @@ async def assemble(
     batch_store: BatchStore | None = None,
     ledger_store: LedgerStore | None = None,
     usage: UsageSource | None = None,
+    tracing: Tracing | None = None,
 ) -> Resources:
     """Put together what does not depend on where providers and stores came from; a test gives fakes.
 
@@ -250,7 +256,9 @@ async def assemble(
     )
     jobs = JobService(store=job_store, routes=JOB_ROUTES, generation=generation, metrics=metrics, clock=clock)
     if settings.jobs.worker and job_store is not None:
-        runner = JobRunner(routes=JOB_ROUTES, generation=generation, authenticator=authenticator, clock=clock)
+        runner = JobRunner(
+            routes=JOB_ROUTES, generation=generation, authenticator=authenticator, clock=clock, tracing=tracing
+        )
         worker = Worker(
             store=job_store,
             runner=runner,
@@ -291,6 +299,7 @@ async def assemble(
         idempotency=Idempotency(store=idempotency, drain=drain),
         readiness=readiness,
         usage=usage,
+        tracing=tracing,
     )
 
 

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
+from service.api.request_span import SPAN
 from service.api.request_timeout import request_timeout_s
 from service.config import Settings, is_loopback
 from service.domain.principal import Principal, RequestContext
@@ -173,6 +174,7 @@ def _context(connection: HTTPConnection, *, principal: Principal) -> RequestCont
         principal=principal,
         received_at=connection.scope["received_at"],
         line=RequestLine() if connection.scope["type"] == "http" else None,
+        span=connection.scope.get(SPAN),
     )
     connection.scope[CONTEXT] = context
     return context

@@ -53,7 +53,7 @@ async def answered_once(
     key = await idempotency_key(request, context)
     if key is None:
         return Response(await until_disconnect(request, work()), media_type="application/json")
-    answer, replayed = await until_disconnect(request, resources.idempotency.answer(key, work))
+    answer, replayed = await until_disconnect(request, resources.idempotency.answer(key, context, work))
     headers = {REPLAYED: "true"} if replayed else None
     return Response(answer, media_type="application/json", headers=headers)
 

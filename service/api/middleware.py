@@ -19,8 +19,10 @@ from service.api.outcome import CLIENT_LEFT, FAULT, OUTCOME, family_of, fault_of
 from service.api.paths import route_path
 from service.api.rate_limit import rate_limit_headers
 from service.api.request_id import request_id_from
+from service.api.request_span import METHODS, SPAN, begin_request, end_request, log_fields
 from service.api.server_timing import server_timing
 from service.domain.principal import RequestContext
+from service.domain.trace import Span
 from service.engine.drain import Drain, Stage
 from service.errors import InternalError, RequestTimeout, RequestTooLarge, ServiceError
 from service.resources import Resources
@@ -30,8 +32,6 @@ logger = logging.getLogger("service.access")
 
 UNMATCHED = "unmatched"
 """The route label of a path that no route has: paths themselves are an open set."""
-METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
-"""Methods that are a metric label of their own; any other word counts as ``other``."""
 PROBES = frozenset({"/health", "/ready"})
 """Paths that are answered as long as the process runs: no stop waits for them or refuses them."""
 JOBS = "/generate/async/"
@@ -67,6 +67,8 @@ class RequestMiddleware:
             return
         resources: Resources = scope["state"]["resources"]
         scope["request_id"] = request_id_from(_header(scope, b"x-request-id"))
+        if resources.tracing is not None and scope["type"] == "http" and route_path(scope) not in PROBES:
+            scope[SPAN] = begin_request(resources.tracing, scope)
         answer = _Answer(send, scope, resources)
         scope["received_at"] = answer.began_at
         serve = self._serve_socket if scope["type"] == "websocket" else self._serve_request
@@ -124,7 +126,10 @@ class _Answer:
         self._scope = scope
         self._drain = resources.drain
         self._admission = resources.admission
-        self._header = (b"x-request-id", scope["request_id"].encode())
+        self._headers = [(b"x-request-id", scope["request_id"].encode())]
+        span: Span | None = scope.get(SPAN)
+        if span is not None:
+            self._headers.append((b"traceparent", span.context.traceparent.encode()))
         self.began_at = time.monotonic()
         self.status = 0
         """0 until an answer has begun."""
@@ -139,7 +144,7 @@ class _Answer:
                 self.status = HTTPStatus.FORBIDDEN
         else:
             self.status = status
-            message["headers"] = [*message.get("headers", ()), self._header, *self._of_context(message)]
+            message["headers"] = [*message.get("headers", ()), *self._headers, *self._of_context(message)]
             # After a 408 the rest of the body may still come: it must not be taken for the next request.
             if status == HTTPStatus.REQUEST_TIMEOUT or self._drain.stage:
                 self._close_after(message)
@@ -287,7 +292,7 @@ def _defect(exc: Exception, scope: Scope, metrics: Metrics, *, place: str) -> In
     """Count and log what no code expected; return what the caller is told."""
     metrics.unhandled_errors.labels(place).inc()
     scope[FAULT] = InternalError.fault
-    logger.error("unhandled error", exc_info=exc, extra={"request_id": scope["request_id"]})
+    logger.error("unhandled error", exc_info=exc, extra=log_fields(scope))
     return InternalError(f"a defect of the service; quote {scope['request_id']}")
 
 
@@ -304,8 +309,8 @@ def _account(scope: Scope, metrics: Metrics, method: str, answer: _Answer) -> fl
         others_s = context.timings.others_until(time.monotonic())
         if others_s:
             metrics.overhead.labels("http").observe(max(0.0, duration_s - others_s))
-    extra = {
-        "request_id": scope["request_id"],
+    extra: dict[str, object] = {
+        **log_fields(scope),
         "method": method,
         "route": route,
         "status": code,
@@ -316,6 +321,10 @@ def _account(scope: Scope, metrics: Metrics, method: str, answer: _Answer) -> fl
     outcome = scope.get(OUTCOME)
     if outcome is not None:
         extra["outcome"] = outcome
+    span: Span | None = scope.get(SPAN)
+    if span is not None:
+        known = None if route == UNMATCHED else route
+        end_request(span, scope, route=known, status=int(answer.status), outcome=outcome)
     # Probes come every few seconds, and would be most of the log.
     logger.log(logging.DEBUG if route in PROBES else logging.INFO, "request", extra=extra)
     return duration_s

@@ -167,7 +167,7 @@ async def _streamed_once(
     key: IdempotencyKey,
 ) -> Response:
     """Answer with a stream that a client finds again by its key, from its first event."""
-    claim = await resources.idempotency.claim(key)
+    claim = await resources.idempotency.claim(key, context)
     if claim.answer is not None:
         stream_id = claim.answer.removeprefix(STREAM).decode()
         response = await continued(resources, context, Position(stream_id, 0), framing)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import ClassVar, Generic, Literal, TypeVar
 
@@ -16,6 +16,7 @@ from service.api.deps import CONTEXT
 from service.api.disconnect import SLOW_CLIENT, ClientDisconnected, cancelled_on_disconnect, departure
 from service.api.keepalive import Wire
 from service.api.outcome import FAULT, OUTCOME
+from service.api.request_span import log_fields
 from service.api.sse import MEDIA_TYPE
 from service.domain.principal import RequestContext
 from service.engine.framing import Framing
@@ -71,6 +72,7 @@ class EventStreamResponse(Response, Generic[T]):
         self.status_code = 200
         self.background = None
         self.raw_headers = [*HEADERS, *headers]
+        self._log_fields: Mapping[str, str] = {}
 
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,6 +81,7 @@ class EventStreamResponse(Response, Generic[T]):
         ``StreamOver`` is raised on too, where there is nothing to send.
         """
         resources: Resources = scope["state"]["resources"]
+        self._log_fields = log_fields(scope)
         active = resources.metrics.streams_active.labels("sse")
         active.inc()
         wire = Wire(send, self.raw_headers, resources.settings.streams, preface=self._preface)
@@ -140,18 +143,18 @@ class EventStreamResponse(Response, Generic[T]):
         except Exception as error:  # the outer edge of a stream: a defect must not end it without a terminal event
             if _is_cancelled():
                 # What goes wrong while a stream is left is not why it ends.
-                _note(error, metrics)
+                _note(error, metrics, self._log_fields)
                 raise asyncio.CancelledError from error
             if wire.ended:
-                _note(error, metrics)
+                _note(error, metrics, self._log_fields)
             elif not wire.committed:
                 raise
             else:
-                raise _note(error, metrics) from error
+                raise _note(error, metrics, self._log_fields) from error
         if not wire.ended:
             if _is_cancelled():
                 raise asyncio.CancelledError
-            raise _note(AssertionError("the stream swallowed what ended it"), metrics)
+            raise _note(AssertionError("the stream swallowed what ended it"), metrics, self._log_fields)
 
     async def _send_chunks(
         self, chunks: AsyncIterator[T], wire: Wire, metrics: Metrics, scope: Scope
@@ -173,15 +176,15 @@ class EventStreamResponse(Response, Generic[T]):
         except Exception as error:  # the outer edge, as above
             if _is_cancelled():
                 raise
-            failure = _note(error, metrics)
+            failure = _note(error, metrics, self._log_fields)
         return framing.failure(failure), self._outcome_of(failure)
 
 
-def _note(error: Exception, metrics: Metrics) -> ServiceError:
+def _note(error: Exception, metrics: Metrics, log_fields: Mapping[str, str]) -> ServiceError:
     """Return what the client is told of a failure; log and count it if no code expected it."""
     if isinstance(error, ServiceError):
         return error
-    logger.error("stream failed by a defect", exc_info=error)
+    logger.error("stream failed by a defect", exc_info=error, extra=log_fields)
     metrics.unhandled_errors.labels("stream").inc()
     return InternalError("the stream failed by a defect of the service")
 

@@ -19,6 +19,7 @@ from service.api.errors import invalid_request, problem, render_error
 from service.api.middleware import SERVICE_RESTART
 from service.api.outcome import OUTCOME
 from service.api.request_id import request_id_from
+from service.api.request_span import begin_generation, end_generation
 from service.api.request_timeout import TimeoutMs
 from service.api.schemas import Body, ChatBody, GenerateBody
 from service.api.sse import usage_fields
@@ -26,6 +27,7 @@ from service.auth.base import Authenticator
 from service.config import Settings
 from service.domain.generation import FinishReason, Usage
 from service.domain.principal import Principal, RequestContext
+from service.domain.trace import Tracing
 from service.engine.drain import Drain, Stage
 from service.engine.generation import GenerationService
 from service.errors import Cancelled, InternalError, InvalidRequest, NotFound, Overloaded, ServiceError, Unauthenticated
@@ -98,6 +100,7 @@ async def websocket(socket: WebSocket, resources: AllResources, generation: Gene
         settings=resources.settings,
         metrics=resources.metrics,
         drain=resources.drain,
+        tracing=resources.tracing,
     ).serve()
 
 
@@ -146,8 +149,10 @@ class SocketSession:
         settings: Settings,
         metrics: Metrics,
         drain: Drain,
+        tracing: Tracing | None = None,
     ) -> None:
         self._socket = socket
+        self._tracing = tracing
         self._context = context
         self._generation = generation
         self._authenticator = authenticator
@@ -287,11 +292,14 @@ class SocketSession:
             self._wake()
 
     async def _run(self, message: GenerateMessage | ChatMessage, principal: Principal, received_at: float) -> None:
+        request_id = request_id_from(None)
+        tracing = self._tracing
         context = RequestContext(
-            request_id=request_id_from(None),
+            request_id=request_id,
             principal=principal,
             received_at=received_at,
             deadline_at=None if message.timeout_ms is None else received_at + message.timeout_ms / 1_000,
+            span=None if tracing is None else begin_generation(tracing, self._socket.scope, request_id),
         )
         reason = ""
         self._metrics.streams_active.labels("ws").inc()
@@ -313,7 +321,7 @@ class SocketSession:
             return
         except Exception:  # the outer edge of the task: a defect must not leave a generation without its end
             reason = "error"
-            logger.exception("generation on a socket failed by a defect", extra={"request_id": context.request_id})
+            logger.exception("generation on a socket failed by a defect", extra=context.log_fields)
             self._metrics.unhandled_errors.labels("websocket").inc()
             await self._send_error(
                 message.id, InternalError("the generation failed by a defect of the service"), context.request_id
@@ -324,6 +332,8 @@ class SocketSession:
                 self._metrics.requests_ended.labels("ws", "caller").inc()
             self._metrics.streams_active.labels("ws").dec()
             self._metrics.stream_ends.labels("ws", reason).inc()
+            if context.span is not None:
+                end_generation(context.span, reason)
 
     async def _generate(self, message: GenerateMessage | ChatMessage, context: RequestContext) -> None:
         await self._send(

@@ -243,6 +243,9 @@ class ProviderSettings(Section):
     """How often it is asked again."""
     breaker: BreakerSettings = BreakerSettings()
     """When it is left alone."""
+    propagate_trace: bool = False
+    """Whether it is told, in ``traceparent`` and ``tracestate``, where a call stands in our trace: for a server of your
+    own that traces too. A vendor could tell which calls belong together, and callers' ``tracestate`` may say more."""
 
     @field_validator("base_url")
     @classmethod

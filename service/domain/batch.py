@@ -43,6 +43,8 @@ class Batch:
     weight: float = 1.0
     """The principal's share of the queue against others."""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    traceparent: str | None = None
+    """Where its acceptance stands in a trace, for the jobs that its lines become."""
     status: BatchStatus = BatchStatus.IN_PROGRESS
     total: int = 0
     completed: int = 0

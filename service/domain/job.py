@@ -59,6 +59,8 @@ class Job:
     """How far that has come; None without an address."""
     fingerprint: str = ""
     """Of the request, where the id follows from an idempotency key."""
+    traceparent: str | None = None
+    """Where its acceptance stands in a trace (W3C Trace Context); None where that was not traced."""
     created_at: float = 0.0
     status: JobStatus = JobStatus.QUEUED
     attempts: int = 0

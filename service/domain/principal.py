@@ -6,6 +6,7 @@ from typing import Literal
 from service.domain.limits import UNLIMITED, Limits, Standing
 from service.domain.request_line import RequestLine
 from service.domain.timings import Timings
+from service.domain.trace import Span
 
 Priority = Literal["interactive", "batch"]
 """Where requests wait, all that is interactive goes before all that is batch."""
@@ -54,6 +55,19 @@ class RequestContext:
     """Where the time went, so far."""
     line: RequestLine | None = field(default=None, compare=False)
     """The line that the request's log will have; None where a generation has one of its own."""
+    span: Span | None = field(default=None, compare=False, repr=False)
+    """Under which everything that is done for it is told; None where it is not traced."""
+
+    @property
+    def trace_id(self) -> str | None:
+        """The id of the request's trace; None where it has none."""
+        return None if self.span is None else self.span.trace_id
+
+    @property
+    def log_fields(self) -> dict[str, str]:
+        """What a log line says of the request, so that it can be found."""
+        trace = {} if self.span is None else {"trace_id": self.span.trace_id}
+        return {"request_id": self.request_id, **trace}
 
     @property
     def priority(self) -> Priority:

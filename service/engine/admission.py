@@ -16,10 +16,12 @@ from service.domain.estimates import input_size, size_of, tokens_in
 from service.domain.generation import EmbeddingRequest, GenerationRequest, Usage
 from service.domain.limits import Demand, Quota, Reservation, Scope, quotas_of
 from service.domain.principal import RequestContext
+from service.domain.trace import Value
 from service.engine.attempt import MAY_BE_BILLED
 from service.engine.catalogue import ModelEntry
 from service.errors import CircuitOpen, Overloaded, PermissionDenied, ServiceError
 from service.queueing.work import Work
+from service.telemetry import semconv
 from service.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -138,6 +140,7 @@ class Admission:
         shadow = self.shadow
         quotas = [quota for scope in scopes for quota in quotas_of(scope)]
         began = time.perf_counter()
+        decision = "refused"
         try:
             reservation = await self._limiter.reserve(scopes, _demand(entry, asked, quotas, work))
         except LimitReached as error:
@@ -152,10 +155,15 @@ class Admission:
             if shadow:
                 return None
             raise
+        else:
+            decision = "admitted"
         finally:
             took_s = time.perf_counter() - began
             context.timings.limits += took_s
             self._metrics.limiter_duration.observe(took_s)
+            if context.span is not None:
+                told: dict[str, Value] = {semconv.LIMITS_DECISION: decision, semconv.LIMITS_WAIT: took_s}
+                context.span.event(semconv.LIMITS, told)
         if not shadow:
             context.standing.balances = reservation.balances
         for quota in quotas:
@@ -173,7 +181,7 @@ class Admission:
                 "would refuse: %s",
                 error.message,
                 extra={
-                    "request_id": context.request_id,
+                    **context.log_fields,
                     "principal": context.principal.name,
                     "code": error.code,
                     "retry_after_s": error.retry_after_s,

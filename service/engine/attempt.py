@@ -5,8 +5,12 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from service.domain.clock import Deadline
+from service.domain.generation import Usage
+from service.domain.trace import Span
 from service.engine.catalogue import Route
 from service.errors import (
+    InternalError,
+    ServiceError,
     UpstreamInvalid,
     UpstreamOverloaded,
     UpstreamThrottled,
@@ -16,6 +20,7 @@ from service.errors import (
 from service.providers.base import Provider, ProviderKey
 from service.queueing.provider_queue import Turn
 from service.resilience.breaker import Permit
+from service.telemetry import semconv
 
 T = TypeVar("T")
 
@@ -45,9 +50,21 @@ class Attempt:
     """To be ended when the call is over, whichever way; attempts that brought nothing have done it."""
     is_out_of_time: Callable[[], bool]
     """Whether the caller gives no more time, so that a timeout says nothing of the provider."""
+    span: Span | None = None
+    """What is told of it; None where the request is not traced."""
+
+    def end(self, usage: Usage | None, *, is_whole: bool = True) -> None:
+        """End the call and its turn; ``is_whole`` says whether all of its answer was read."""
+        self.turn.end(usage)
+        if self.span is not None:
+            if not is_whole:
+                self.span.set({semconv.OUTCOME: "cancelled"})
+            self.span.end()
 
     def broke_off(self, error: Exception) -> None:
         """Take note that what had begun well did not end well."""
+        if self.span is not None:
+            self.span.fail(error.code if isinstance(error, ServiceError) else InternalError.code)
         if isinstance(error, UpstreamTimeout) and self.is_out_of_time():
             return
         if isinstance(error, PUSH_BACKS):

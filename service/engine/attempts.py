@@ -16,6 +16,7 @@ from service.engine.attempt import MAY_BE_BILLED, OUTAGES, PUSH_BACKS, Attempt, 
 from service.engine.breakers import Breakers
 from service.engine.catalogue import ModelEntry, Route
 from service.engine.hedging import Hedging
+from service.engine.model_span import OFF, ModelSpan
 from service.errors import (
     UNSUPPORTED,
     CircuitOpen,
@@ -36,7 +37,9 @@ from service.queueing.work import Work
 from service.resilience.backoff import Backoff
 from service.resilience.breaker import Breaker, Permit
 from service.resilience.budget import Budget
+from service.telemetry import semconv
 from service.telemetry.metrics import Metrics
+from service.telemetry.outgoing import outgoing
 
 T = TypeVar("T")
 
@@ -124,17 +127,18 @@ class Attempts:
         self._lanes = {name: self._lane(name, provider) for name, provider in settings.items()}
 
     async def make(
-        self, entry: ModelEntry, work: Work, call: Call[T], *, lose: Lose[T] | None = None
+        self, entry: ModelEntry, work: Work, call: Call[T], *, lose: Lose[T] | None = None, span: ModelSpan = OFF
     ) -> tuple[T, Attempt]:
         """Return what the first attempt that can brings, and the attempt, whose turn is to be ended.
 
         Raises what says most about why none could. With ``lose`` it may make a second attempt while the first is slow.
+        Each attempt is told under ``span``.
         """
         self.breakers.sweep()
         ways = self._ways(entry)
         at = self.clock.monotonic() + ways[0].lane.settings.timeouts_s.total
         deadline = Deadline(at if work.deadline_at is None else min(at, work.deadline_at))
-        run = _Run(self, entry, work=work, call=call, ways=ways, deadline=deadline)
+        run = _Run(self, entry, work=work, call=call, ways=ways, deadline=deadline, span=span)
         if lose is None:
             return await run.first_that_can()
         return await self._hedging.first_that_can(run, entry, lose)
@@ -159,6 +163,11 @@ class Attempts:
                     self.breakers.forget(name)
 
         return commit
+
+    def vendor(self, provider: str) -> str:
+        """Return what the GenAI conventions call a provider: what it speaks, as they ask for compatible servers too."""
+        lane = self._lanes.get(provider)
+        return "unknown" if lane is None else lane.settings.kind.value
 
     @property
     def queue_wait_s(self) -> float:
@@ -247,6 +256,7 @@ class _Run(Generic[T]):
         call: Call[T],
         ways: list[_Way],
         deadline: Deadline,
+        span: ModelSpan,
     ) -> None:
         self.cut_short: list[tuple[Attempt, float]] = []
         """Attempts that were cancelled while they ran, and after how many seconds."""
@@ -258,6 +268,9 @@ class _Run(Generic[T]):
         self._call = call
         self._ways = ways
         self._deadline = deadline
+        self._span = span
+        self._waited_s = 0.0
+        """How long the last turn was waited for, if that is told."""
         self._made = 0
         self._stay: _Way | None = None
         """Goes on before any other."""
@@ -348,7 +361,9 @@ class _Run(Generic[T]):
             way.over = True
             return None
         finally:
-            self._work.timings.queue += self._house.clock.monotonic() - began
+            waited_s = self._house.clock.monotonic() - began
+            self._work.timings.queue += waited_s
+            self._waited_s += waited_s
         if turn is None:
             way.is_full = True
         return turn
@@ -386,7 +401,11 @@ class _Run(Generic[T]):
         way.asked += 1
         self._made += 1
         until = min(self._deadline.at, self._house.clock.monotonic() + way.lane.settings.timeouts_s.total)
-        return Attempt(way.provider, way.route, key, Deadline(until), kind, gate.permit, turn, self._is_out_of_time)
+        span = self._span.attempt(way.route, kind, number=self._made, waited_s=self._waited_s)
+        self._waited_s = 0.0
+        return Attempt(
+            way.provider, way.route, key, Deadline(until), kind, gate.permit, turn, self._is_out_of_time, span
+        )
 
     def _pay_for(self, way: _Way) -> bool:
         way.is_retry = False
@@ -418,7 +437,8 @@ class _Run(Generic[T]):
         began = self._house.clock.monotonic()
         self._current = way
         try:
-            value = await self._call(attempt)
+            with outgoing(attempt.span):
+                value = await self._call(attempt)
         except asyncio.CancelledError:
             self._over(attempt, "cancelled")
             self.cut_short.append((attempt, self._house.clock.monotonic() - began))
@@ -467,6 +487,12 @@ class _Run(Generic[T]):
         if isinstance(error, PUSH_BACKS) and not in_vain:
             attempt.turn.pushed_back()
         attempt.turn.end(None, billed=outcome == "cancelled" or isinstance(error, MAY_BE_BILLED))
+        if attempt.span is not None:
+            if outcome == "cancelled":
+                attempt.span.set({semconv.OUTCOME: outcome})
+            else:
+                attempt.span.fail(outcome)
+            attempt.span.end()
         permit = attempt.permit
         if permit is None:
             return

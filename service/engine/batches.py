@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import orjson
@@ -9,8 +10,10 @@ import orjson
 from service.domain.batch import Batch, BatchFile, BatchStatus, LineResult
 from service.domain.principal import Principal, RequestContext
 from service.engine.generation import GenerationService
+from service.engine.job_span import accepted
 from service.engine.jobs import JobNews, JobRoute
 from service.errors import FieldError, InvalidRequest, NotFound, StoreUnavailable
+from service.telemetry import semconv
 
 LINES_MAX = 50_000
 LINE_BYTES_MAX = 1_048_576
@@ -147,7 +150,8 @@ class BatchService:
             metadata=metadata,
             total=file.lines,
         )
-        begun = await self.store.begin(batch)
+        with accepted(context, semconv.BATCHES, batch.id) as traceparent:
+            begun = await self.store.begin(replace(batch, traceparent=traceparent))
         self._news.submitted.set()
         return begun
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Self, TypeVar
@@ -24,6 +24,7 @@ from service.engine.attempt import Attempt
 from service.engine.attempts import Attempts
 from service.engine.catalogue import Mode, ModelCard, ModelCatalogue, ModelEntry, Route
 from service.engine.ledger import Account, Ledger, OpenCall
+from service.engine.model_span import UNTOLD, ModelSpan, model_span
 from service.errors import InternalError, ServiceError
 from service.queueing.work import Work
 from service.telemetry.metrics import Metrics
@@ -118,11 +119,14 @@ class GenerationService:
                     open_call.ended(OK, answer.usage)
                     return answer
 
-            answer, attempt = await self._attempts.make(entry, admitted.work, call)
-            admitted.usage = answer.usage
-            admitted.was_cut = _was_cut(answer)
-            account.finish_reason = _finish_reason(answer)
-            attempt.turn.end(answer.usage)
+            with self._told(entry, request, context, streams=False) as span:
+                answer, attempt = await self._attempts.make(entry, admitted.work, call, span=span)
+                admitted.usage = answer.usage
+                admitted.was_cut = _was_cut(answer)
+                account.finish_reason = _finish_reason(answer)
+                attempt.end(answer.usage)
+                self._tell_answer(span, attempt, answer.usage)
+                span.completed(answer)
         self._succeeded(entry, attempt.route, answer.usage)
         return answer
 
@@ -139,6 +143,7 @@ class GenerationService:
             account = await stack.enter_async_context(self._ledger.account(entry, request, context, streamed=True))
             admitted = await stack.enter_async_context(self._admission.admitted(entry, request, context))
             await account.open(admitted.work)
+            span = stack.enter_context(self._told(entry, request, context, streams=True))
 
             async def call(attempt: Attempt) -> _Opened:
                 with (
@@ -155,16 +160,17 @@ class GenerationService:
                     try:
                         await opened.stack.aclose()
                     finally:
-                        attempt.turn.end(usage)
+                        attempt.end(usage, is_whole=False)
                         opened.call.ended(CANCELLED, usage)
                     self._count(entry, attempt.route, "cancelled")
                 self._count_tokens(entry, attempt.route, usage)
 
-            opened, attempt = await self._attempts.make(entry, admitted.work, call, lose=lose)
-            stack.callback(lambda: attempt.turn.end(admitted.usage))  # once the connection is closed
-            stack.push_async_exit(opened.stack)
+            opened, attempt = await self._attempts.make(entry, admitted.work, call, lose=lose, span=span)
             route, observed = attempt.route, opened.observed
-            account.first_content()
+            # Once the connection is closed.
+            stack.callback(lambda: attempt.end(admitted.usage, is_whole=observed.is_over))
+            stack.push_async_exit(opened.stack)
+            span.first_content()
             observed.on_end = partial(self._ended, account, opened, admitted.work)
             outcome = "cancelled"
             try:
@@ -177,6 +183,8 @@ class GenerationService:
                 admitted.usage = observed.usage or observed.estimated_usage(admitted.work)
                 admitted.was_cut = observed.was_cut
                 account.finish_reason = observed.finish_reason
+                self._tell_answer(span, attempt, admitted.usage)
+                observed.tell(span)
                 if outcome == "ok":
                     self._succeeded(entry, route, observed.usage)
                 else:
@@ -194,6 +202,24 @@ class GenerationService:
         opened.call.ended(OK, observed.usage or observed.estimated_usage(work))
         account.finish_reason = observed.finish_reason
         await account.close()
+
+    def _told(
+        self,
+        entry: ModelEntry,
+        request: GenerationRequest | EmbeddingRequest,
+        context: RequestContext,
+        *,
+        streams: bool,
+    ) -> AbstractContextManager[ModelSpan]:
+        if context.span is None:
+            return UNTOLD
+        vendor = self._attempts.vendor(entry.routes[0].provider)
+        return model_span(context.span, entry.name, request, vendor=vendor, streams=streams, clock=self._attempts.clock)
+
+    def _tell_answer(self, span: ModelSpan, attempt: Attempt, usage: Usage) -> None:
+        if span.is_told:
+            span.answered_by(attempt.route, self._attempts.vendor(attempt.route.provider))
+            span.took(usage)
 
     def _succeeded(self, entry: ModelEntry, route: Route, usage: Usage | None) -> None:
         self._count(entry, route, "ok")
@@ -227,14 +253,15 @@ class _ObservedStream:
         self.usage = first.usage
         self.was_cut = False
         """Whether an answer reached its token limit."""
-        self.finish_reason: str | None = None
-        """Why the first answer ended, once it has."""
         self.on_end: Callable[[], Awaitable[None]] | None = None
         """Is awaited when the stream has come to its own end, before whoever reads it learns that."""
         self.ended = False
         """Whether the provider's stream came to its own end."""
         self.failure: Exception | None = None
         """What ended it otherwise."""
+        self._model, self._response_id = first.model, first.response_id
+        self._finish_reasons: dict[int, FinishReason] = {}
+        """By choice."""
         self._look_at(first)
 
     def __aiter__(self) -> Self:
@@ -262,12 +289,29 @@ class _ObservedStream:
     def _look_at(self, chunk: Chunk) -> None:
         for delta in chunk.deltas:
             self._seen_bytes += delta_size(delta)
-            if delta.finish_reason is None:
-                continue
-            if delta.finish_reason is FinishReason.LENGTH:
-                self.was_cut = True
-            if delta.choice == 0:
-                self.finish_reason = delta.finish_reason.value
+            if delta.finish_reason is not None:
+                self._finish_reasons[delta.choice] = delta.finish_reason
+                if delta.finish_reason is FinishReason.LENGTH:
+                    self.was_cut = True
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the first answer ended, once it has."""
+        reason = self._finish_reasons.get(0)
+        return None if reason is None else reason.value
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it ended before it was left."""
+        return self.ended or self.failure is not None
+
+    def tell(self, span: ModelSpan) -> None:
+        """Tell what came, and how it ended."""
+        span.told(self._model, self._response_id, [reason.value for reason in self._finish_reasons.values()])
+        if self.failure is not None:
+            span.broke_off(self.failure)
+        elif not self.ended:
+            span.left()
 
     @property
     def seen_tokens(self) -> int:
@@ -301,6 +345,7 @@ async def _opened(attempt: Attempt, request: GenerationRequest, call: OpenCall) 
         )
         first = await _first_content(chunks)
         attempt.turn.first_content()
+        call.first_content()
         return _Opened(_ObservedStream(first, chunks), stack.pop_all(), call)
 
 

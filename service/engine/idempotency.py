@@ -3,11 +3,12 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import NamedTuple, Protocol
 
 from service.domain.idempotency import IdempotencyKey
+from service.domain.principal import RequestContext
 from service.engine.drain import Drain, Stage
 from service.errors import StoreUnavailable
 
@@ -59,9 +60,11 @@ class Idempotency:
         self._drain = drain
         self._running: set[asyncio.Task[Answered]] = set()
 
-    async def answer(self, key: IdempotencyKey, work: Callable[[], Awaitable[bytes]]) -> Answered:
+    async def answer(
+        self, key: IdempotencyKey, context: RequestContext, work: Callable[[], Awaitable[bytes]]
+    ) -> Answered:
         """Return what ``work`` gives, or gave before; a failure is raised, and leaves the key free."""
-        claim = await self.claim(key)
+        claim = await self.claim(key, context)
         if claim.answer is not None:
             return Answered(claim.answer, replayed=True)
         task = asyncio.create_task(self._work(claim, work))
@@ -69,10 +72,11 @@ class Idempotency:
         task.add_done_callback(self._running.discard)
         return await asyncio.shield(task)
 
-    async def claim(self, key: IdempotencyKey) -> "Claim":
+    async def claim(self, key: IdempotencyKey, context: RequestContext) -> "Claim":
         """Take a key. Raises what :meth:`IdempotencyStore.begin` does."""
         token = secrets.token_hex(8)
-        return Claim(self._store, key, token, await self._store.begin(key, token, LEASE_S))
+        answer = await self._store.begin(key, token, LEASE_S)
+        return Claim(self._store, key, token, answer, context.log_fields)
 
     async def _work(self, claim: "Claim", work: Callable[[], Awaitable[bytes]]) -> Answered:
         renewing = asyncio.create_task(claim.renewed())
@@ -97,12 +101,20 @@ class Idempotency:
 class Claim:
     """A key that is somebody's, or was answered."""
 
-    def __init__(self, store: IdempotencyStore, key: IdempotencyKey, token: str, answer: bytes | None) -> None:
+    def __init__(
+        self,
+        store: IdempotencyStore,
+        key: IdempotencyKey,
+        token: str,
+        answer: bytes | None,
+        log_fields: Mapping[str, str],
+    ) -> None:
         self.answer = answer
         """Given where the key's request was answered before; then there is nothing to do."""
         self._store = store
         self._key = key
         self._token = token
+        self._log_fields = log_fields
 
     async def renewed(self) -> None:
         """Go on having the key, until cancelled."""
@@ -116,7 +128,8 @@ class Claim:
         try:
             await self._store.keep(self._key, self._token, answer, KEPT_S)
         except StoreUnavailable as error:
-            logger.warning("an answer was not kept for its idempotency key", extra={"error": str(error)})
+            fields = {**self._log_fields, "error": str(error)}
+            logger.warning("an answer was not kept for its idempotency key", extra=fields)
 
     async def forget(self) -> None:
         """Let the key go. Where the store is away its lease ends."""

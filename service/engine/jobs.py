@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from service.auth.base import Authenticator
@@ -24,7 +25,9 @@ from service.domain.job import (
     WebhookStatus,
 )
 from service.domain.principal import Principal, Priority, RequestContext
+from service.domain.trace import Span, Tracing
 from service.engine.generation import GenerationService
+from service.engine.job_span import PutBack, accepted, run_of, tell_outcome, trace_of
 from service.errors import (
     CircuitOpen,
     JobGone,
@@ -38,6 +41,7 @@ from service.errors import (
     UpstreamError,
     UpstreamThrottled,
 )
+from service.telemetry import semconv
 from service.telemetry.metrics import Metrics
 
 _PASSING = (Overloaded, CircuitOpen, UpstreamThrottled, RateLimited, StoreUnavailable)
@@ -186,11 +190,12 @@ class JobService:
             fingerprint="" if key is None else key.fingerprint,
             created_at=now,
         )
-        accepted = await self._store.submit(job)
-        if accepted.created_at == now:  # with a key it may have been there before
+        with accepted(context, semconv.JOBS, job.id) as traceparent:
+            kept = await self._store.submit(replace(job, traceparent=traceparent))
+        if kept.created_at == now:  # with a key it may have been there before
             self._metrics.jobs_enqueued.labels(job.priority).inc()
         self.news.submitted.set()
-        return accepted
+        return kept
 
     async def get(self, job_id: str, principal: Principal, *, watching: bool = False) -> Job:
         """Return a job of the principal's; raise ``JobNotFound``, for someone else's too, and ``JobGone``."""
@@ -212,7 +217,7 @@ def _owned(job_id: str, job: Job | GoneJob | None, principal: Principal) -> Job:
     return job
 
 
-class NotYet(Exception):  # noqa: N818 - it is no error: the job goes back
+class NotYet(PutBack):
     """A job has to wait for something that passes."""
 
     def __init__(self, wait_s: float, *, is_setback: bool = False) -> None:
@@ -232,21 +237,34 @@ class JobRunner:
         generation: GenerationService,
         authenticator: Authenticator,
         clock: Clock,
+        tracing: Tracing | None = None,
     ) -> None:
+        self._tracing = tracing
         self._routes = routes
         self._generation = generation
         self._authenticator = authenticator
         self._clock = clock
+
+    def log_fields(self, job: Job) -> dict[str, str]:
+        """Return what a log line says of a run of a job, so that it can be found."""
+        trace = {} if self._tracing is None else {"trace_id": trace_of(job)}
+        return {"job_id": job.id, **trace}
 
     async def run(self, job: Job, progress: Callable[[str | None], object]) -> JobOutcome:
         """Generate what a job asks for, and tell how that ended.
 
         Hands ``progress`` each piece of text, and None where it begins again. Raises ``NotYet``, and defects.
         """
+        with run_of(job, self._tracing) as span:
+            outcome = await self._ended(job, progress, span)
+            tell_outcome(span, outcome)
+            return outcome
+
+    async def _ended(self, job: Job, progress: Callable[[str | None], object], span: Span | None) -> JobOutcome:
         try:
             left_s = None if job.deadline_at is None else job.deadline_at - self._clock.wall()
             async with asyncio.timeout(left_s) as deadline:
-                return await self._answered(job, progress)
+                return await self._answered(job, progress, span)
         except TimeoutError:
             if not deadline.expired():
                 raise  # a defect
@@ -260,7 +278,7 @@ class JobRunner:
             fault = JobError(error.code, error.message, retryable=error.retryable)
             return JobOutcome(JobStatus.FAILED, error=fault)
 
-    async def _answered(self, job: Job, progress: Callable[[str | None], object]) -> JobOutcome:
+    async def _answered(self, job: Job, progress: Callable[[str | None], object], span: Span | None) -> JobOutcome:
         route = self._routes.get(job.route)
         if route is None:  # it was accepted by a newer version, whose workers know it
             raise NotYet(WAIT_MAX_S)
@@ -269,7 +287,7 @@ class JobRunner:
             principal = self._authenticator.renew(Principal(job.principal))
         except Unauthenticated:
             raise PermissionDenied(f"{job.principal!r}, whose job this is, has no key any more") from None
-        context = RequestContext(request_id=job.id, principal=principal, background=True)
+        context = RequestContext(request_id=job.id, principal=principal, background=True, span=span)
         completion = await self._completed(request, context, progress)
         return JobOutcome(
             JobStatus.COMPLETE,

@@ -46,6 +46,10 @@ class OpenCall:
             self._outcome, self._usage = outcome, usage
             self._account.call_over()
 
+    def first_content(self) -> None:
+        """Take note that its first content has come."""
+        self._account.first_content()
+
     def record(self, price: Price | None) -> CallRecord:
         """Say what is known of it."""
         cost = None if price is None else price.nano_usd(self._usage)
@@ -87,6 +91,7 @@ class Account:
             streamed=streamed,
             background=context.background,
             price=None if entry.price is None else entry.price.name,
+            trace_id=context.trace_id,
         )
 
     async def open(self, work: Work) -> None:
@@ -96,8 +101,9 @@ class Account:
         await self._ledger.opened(self._draft)
 
     def first_content(self) -> None:
-        """Take note that the first content has come."""
-        self._timings.first_content = time.monotonic() - (self._context.received_at or self._began)
+        """Take note that the first content of a stream has come."""
+        if self._timings.first_content is None:
+            self._timings.first_content = time.monotonic() - (self._context.received_at or self._began)
 
     @contextmanager
     def asking(self, attempt: Attempt) -> Iterator[OpenCall]:
@@ -228,7 +234,7 @@ class Ledger:
         """Tell log and metrics of a record."""
         fields = log_fields(record)
         if context.line is None or not context.line.add(fields):
-            logger.info("generation", extra={"request_id": record.request_id, **fields})
+            logger.info("generation", extra={**context.log_fields, **fields})
 
 
 def _end(error: BaseException | None) -> tuple[str, Fault]:

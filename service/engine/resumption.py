@@ -99,7 +99,7 @@ class ResumableStreams:
         await self._log.create(record, owned.ended_elsewhere)
         self._owned[record.id] = owned
         self._metrics.resumable_streams_active.inc()
-        owned.task = asyncio.create_task(self._generate(owned, stream, framing), name=record.id)
+        owned.task = asyncio.create_task(self._generate(owned, stream, framing, context), name=record.id)
         # Let it begin: a task that is cancelled earlier never runs, and would leave the log without an end.
         await asyncio.sleep(0)
         return owned
@@ -137,14 +137,19 @@ class ResumableStreams:
         return record
 
     async def _generate(
-        self, owned: "OwnedStream", stream: AbstractAsyncContextManager[AsyncIterator[T]], framing: Framing[T]
+        self,
+        owned: "OwnedStream",
+        stream: AbstractAsyncContextManager[AsyncIterator[T]],
+        framing: Framing[T],
+        context: RequestContext,
     ) -> None:
         reason: End = "cancelled"
         try:
             with self._drain.work(), self._drain.told(Stage.CUTTING, owned.cut_short):
                 reason = await owned.generate(stream, framing)
         except Exception:  # the outer edge of the task; its readers were told by `generate`
-            logger.exception("resumable stream failed by a defect", extra={"stream_id": owned.id})
+            fields = {"stream_id": owned.id, **context.log_fields}
+            logger.exception("resumable stream failed by a defect", extra=fields)
             self._metrics.unhandled_errors.labels("stream").inc()
             reason = "error"
         finally:

@@ -346,5 +346,6 @@ async def open_anthropic(name: str, settings: ProviderSettings, *, keys: KeyRing
             headers=SdkHeaders(headers_for),
             refused=partial(refusal_error, provider=name),
             left=read_anthropic,
+            propagate_trace=settings.propagate_trace,
         ) as http:
             yield AnthropicProvider(http=http, base_url=str(client.base_url))

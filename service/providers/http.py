@@ -37,9 +37,10 @@ from service.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from service.providers.allowance import Reader
+from service.providers.allowance import Mark, Reader
 from service.providers.base import ProviderKey
 from service.providers.keys import KeyRing
+from service.telemetry.outgoing import Outgoing
 
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
 """Of a plain answer; 2,048 vectors of 1,536 numbers as text take about 30 MiB."""
@@ -213,6 +214,7 @@ async def open_upstream(
     refused: Callable[[int, Mapping[str, str], bytes], UpstreamError],
     left: Reader,
     keep_alive: bool = True,
+    propagate_trace: bool = False,
 ) -> AsyncIterator["HttpUpstream"]:
     """Open an upstream with a connection pool of its own.
 
@@ -239,6 +241,7 @@ async def open_upstream(
             headers=headers,
             refused=refused,
             left=left,
+            propagate_trace=propagate_trace,
         )
         try:
             yield upstream
@@ -262,10 +265,12 @@ class HttpUpstream:
         headers: Callable[[ProviderKey], Mapping[str, str]],
         refused: Callable[[int, Mapping[str, str], bytes], UpstreamError],
         left: Reader,
+        propagate_trace: bool = False,
     ) -> None:
         """``headers`` gives those of a key; ``refused`` makes an error of a status, headers and body.
 
-        ``left`` reads what the headers of an answer say is left of the vendor's limits.
+        ``left`` reads what the headers of an answer say is left of the vendor's limits. With ``propagate_trace`` the
+        provider is told where its call stands in our trace.
         """
         self.provider = provider
         self.timeouts_s = timeouts_s
@@ -274,6 +279,7 @@ class HttpUpstream:
         self._headers = headers
         self._refused = refused
         self._left = left
+        self._propagates = propagate_trace
         self._connect = aiohttp.ClientTimeout(total=None, connect=timeouts_s.connect)
         self._proxies: dict[URL, str | None] = {}
         self._lingering: set[aiohttp.ClientResponse] = set()
@@ -355,7 +361,8 @@ class HttpUpstream:
             raise InvalidRequest("the request holds text or numbers that JSON cannot carry") from exc
         if ask.key is None:
             raise AssertionError("a call has a key by now")
-        headers = {**self._headers(ask.key), **ask.headers, **more_headers}
+        call = Outgoing.now()
+        headers = {**self._headers(ask.key), **ask.headers, **more_headers, **self._traced(call, url)}
         if url not in self._proxies:
             self._proxies[url] = proxy_for(url)
         mark = self.keys.mark(ask.key, ask.model)
@@ -381,10 +388,23 @@ class HttpUpstream:
                     provider=self.provider,
                 ) from None
             else:
-                if mark is not None and (left := self._left(response.headers)):
-                    self.keys.hear(mark, left)
+                self._heard(response, mark, call)
                 return response
         raise AssertionError("the last attempt returns or raises")
+
+    def _traced(self, call: Outgoing | None, url: URL) -> Mapping[str, str]:
+        """Tell where a call goes, if that is told; return the headers that let the provider go on with the trace."""
+        if call is None:
+            return NO_HEADERS
+        call.goes_to(url)
+        return call.headers() if self._propagates else NO_HEADERS
+
+    def _heard(self, response: aiohttp.ClientResponse, mark: Mark | None, call: Outgoing | None) -> None:
+        """Take note of the head of a response."""
+        if call is not None:
+            call.answered(response.status)
+        if mark is not None and (left := self._left(response.headers)):
+            self.keys.hear(mark, left)
 
     def failed(self, exc: Exception) -> UpstreamError:
         """Classify what the client library raised."""

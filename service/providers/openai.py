@@ -414,5 +414,6 @@ async def open_openai(
             refused=partial(refusal_error, provider=name, rejects_with_500=rejects_with_500),
             left=read_openai,
             keep_alive=keep_alive,
+            propagate_trace=settings.propagate_trace,
         ) as http:
             yield OpenAIProvider(http=http, base_url=str(client.base_url), stop=stop)

@@ -17,7 +17,7 @@
 --   outbox              sorted set of the jobs that are over and of which a server is to be told, by when
 --   seen                when a worker was heard last
 --
---   submit ID QUEUE_MAX PRINCIPAL ROUTE BODY PRIORITY WEIGHT DEADLINE|0 FINGERPRINT WEBHOOK
+--   submit ID QUEUE_MAX PRINCIPAL ROUTE BODY PRIORITY WEIGHT DEADLINE|0 FINGERPRINT WEBHOOK TRACEPARENT
 --                                                   -> { 1, record }, { 0 }: the queue is full, { 2 }: another has this id
 --   get ID                                          -> { 1, record }, { 0, principal } where it is gone, or { -1 }
 --   watch ID WATCH_MS                               -> as get; whoever works on it is told that somebody looks
@@ -28,7 +28,7 @@
 --   release ID ATTEMPT WAIT_MS SETBACKS             -> 1, or 0; it goes back, and this was no attempt
 --   hooks COUNT HOLD_MS                             -> { id, attempt, record }..., which are nobody else's for so long
 --   hooked ID STATUS WAIT_MS                        -> 1; while the status is pending, it is due again after that
---   batch ID PRINCIPAL WEIGHT FILE ENDPOINT TOTAL WINDOW_MS METADATA      -> fields of the batch
+--   batch ID PRINCIPAL WEIGHT FILE ENDPOINT TOTAL WINDOW_MS METADATA TRACEPARENT -> fields of the batch
 --   batch-cancel ID RESULT_MS                       -> fields of the batch, empty for an unknown one
 --   depth                                           -> { interactive, batch, running, ms of the longest wait }
 -- A record is { now, position or -1, field, value, ... }. LOST and EXPIRED are errors, as JSON.
@@ -50,6 +50,13 @@ end
 
 local function field(id, name)
   return redis.call('HGET', key('job', id), name)
+end
+
+-- Keep where the acceptance of a job or a batch stands in a trace.
+local function note_trace(name, traceparent)
+  if traceparent and traceparent ~= '' then
+    redis.call('HSET', name, 'traceparent', traceparent)
+  end
 end
 
 local function begun(priority)
@@ -211,6 +218,7 @@ if command == 'submit' then
   if ARGV[11] ~= '' then
     redis.call('HSET', key('job', id), 'webhook', ARGV[11], 'webhook_status', 'pending')
   end
+  note_trace(key('job', id), ARGV[12])
   if ARGV[9] ~= '0' then
     redis.call('HSET', key('job', id), 'deadline', ARGV[9])
     redis.call('ZADD', key('deadlines'), ARGV[9], id)
@@ -308,6 +316,7 @@ if command == 'batch' then
   redis.call('HSET', key('batch', id), 'status', 'in_progress', 'principal', principal, 'weight', weight, 'file', file,
     'endpoint', ARGV[6], 'total', total, 'next', '0', 'completed', '0', 'failed', '0', 'created', whole(now),
     'window', ARGV[8], 'metadata', ARGV[9], 'member', member)
+  note_trace(key('batch', id), ARGV[10])
   redis.call('HSET', key('file', file), 'batch', id)
   redis.call('PERSIST', key('file', file))
   redis.call('PERSIST', key('lines', file))
@@ -365,7 +374,7 @@ end
 -- Take the next line of a batch as a job, and queue the rest of it a step later; nil where there is none to be taken.
 local function take_line(batch, tag, member)
   local kept = redis.call('HMGET', key('batch', batch), 'status', 'next', 'total', 'principal', 'weight', 'file',
-    'endpoint', 'created', 'window')
+    'endpoint', 'created', 'window', 'traceparent')
   if kept[1] ~= 'in_progress' then
     return nil
   end
@@ -383,6 +392,7 @@ local function take_line(batch, tag, member)
   redis.call('HSET', key('job', job), 'principal', kept[4], 'route', kept[7], 'body', line, 'priority', 'batch',
     'created', whole(now), 'attempts', '0', 'tag', whole(tag), 'fingerprint', '', 'batch', batch,
     'member', string.format('%016.0f', redis.call('INCR', key('count'))) .. job)
+  note_trace(key('job', job), kept[10])
   return job
 end
 

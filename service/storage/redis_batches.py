@@ -125,6 +125,7 @@ class RedisBatchStore:
                 batch.total,
                 _ms(batch.window_s),
                 metadata,
+                batch.traceparent or "",
             ),
         )
 

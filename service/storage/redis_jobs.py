@@ -89,6 +89,7 @@ class RedisJobStore:
             deadline,
             job.fingerprint,
             job.webhook or "",
+            job.traceparent or "",
         )
         if accepted == _OTHER_REQUEST:
             raise other_body()
@@ -189,6 +190,7 @@ def _job(job_id: str, record: list[Any]) -> Job:
         webhook=fields["webhook"].decode() if "webhook" in fields else None,
         webhook_status=cast("WebhookStatus", fields["webhook_status"].decode()) if "webhook" in fields else None,
         fingerprint=fields["fingerprint"].decode(),
+        traceparent=fields["traceparent"].decode() if "traceparent" in fields else None,
         status=JobStatus(fields["status"].decode()),
         attempts=int(fields["attempts"]) - int(fields.get("released", 0)),
         fence=int(fields["attempts"]),

@@ -545,6 +545,14 @@ class Metrics:
             ["place"],
             registry=registry,
         )
+        self.trace_spans = Counter(
+            "llm_api_trace_spans_total",
+            "Spans that ended, by what became of them: exported, or dropped since the collector did not take them.",
+            ["outcome"],
+            registry=registry,
+        )
+        for outcome in ("exported", "queue_full", "export_failed", "shutdown"):
+            self.trace_spans.labels(outcome)
 
     def _show_zeros(self) -> None:
         """Let what has closed label sets begin at 0, so that a rate has a beginning."""

@@ -207,7 +207,7 @@ class Worker:
             await self._settled(lambda: self._store.release(job, wait_s=wait_s, is_setback=is_setback))
             return
         except Exception:  # the outer edge of the task: a defect must not take the worker with it
-            logger.exception("job failed by a defect", extra={"job_id": job.id})
+            logger.exception("job failed by a defect", extra=self._runner.log_fields(job))
             self._metrics.unhandled_errors.labels("job").inc()
             defect = JobError(InternalError.code, "the job failed by a defect of the service", retryable=False)
             outcome = JobOutcome(JobStatus.FAILED, error=defect)
@@ -216,7 +216,7 @@ class Worker:
             self._metrics.jobs_finished.labels(outcome.status.value).inc()
             self._metrics.job_run.observe(self._clock.monotonic() - began)
         else:
-            logger.warning("a result came too late: the job was not ours any more", extra={"job_id": job.id})
+            logger.warning("a result came too late: the job was not ours any more", extra=self._runner.log_fields(job))
             self._metrics.jobs_taken_away.inc()
 
     async def _settled(self, step: Callable[[], Awaitable[T]]) -> T:

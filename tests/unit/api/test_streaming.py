@@ -247,7 +247,7 @@ async def respond(
     seen = Seen(client, stream, Metrics(CollectorRegistry()))
     drain = Drain(DrainSettings(delay_s=0, timeout_s=cut_at or 3_600))
     resources = SimpleNamespace(metrics=seen.metrics, drain=drain, settings=SimpleNamespace(streams=settings))
-    scope: dict[str, Any] = {"type": "http", "state": {"resources": resources}, "received_at": 0.0}
+    scope: dict[str, Any] = {"type": "http", "state": {"resources": resources}, "received_at": 0.0, "request_id": "r"}
     if client.is_slow:
         scope[SLOW_CLIENT] = True
     response = EventStreamResponse(stream.open(), framing or Plain(), **options)
@@ -362,7 +362,11 @@ async def test_headers_can_be_added_before_and_after_the_response_is_made() -> N
     resources = SimpleNamespace(
         metrics=Metrics(CollectorRegistry()), drain=Drain(DrainSettings()), settings=SimpleNamespace(streams=SETTINGS)
     )
-    await response({"type": "http", "state": {"resources": resources}, "received_at": 0.0}, client.receive, client.send)
+    await response(
+        {"type": "http", "state": {"resources": resources}, "received_at": 0.0, "request_id": "r"},
+        client.receive,
+        client.send,
+    )
     assert dict(client.headers) == {
         b"content-type": b"text/event-stream; charset=utf-8",
         b"cache-control": b"no-cache, no-transform",

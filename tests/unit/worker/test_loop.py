@@ -77,6 +77,9 @@ class Bench:
         self.news = JobNews()
         self.drain = Drain(DrainSettings(delay_s=0, timeout_s=1))
 
+    def log_fields(self, job: Job) -> dict[str, str]:
+        return {"job_id": job.id}
+
     async def run(self, job: Job, progress: Callable[[str | None], object]) -> JobOutcome:
         self.begun.append(job.id)
         self.progress[job.id] = progress

@@ -1,0 +1,100 @@
+"""Tracing set up from the environment: what asks for it, and that it costs nothing where nothing does."""
+
+import ast
+import logging
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+import service
+from service.engine.job_span import place_of
+from service.telemetry import semconv
+from service.telemetry.tracing import exporter_module
+
+SERVICE = Path(service.__file__).parent
+ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4317"}
+GRPC = "opentelemetry.exporter.otlp.proto.grpc.trace_exporter"
+HTTP = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
+
+
+@pytest.mark.parametrize(
+    ("environment", "module"),
+    [
+        ({}, None),
+        ({"OTEL_SERVICE_NAME": "x", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, None),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": " "}, None),
+        (ENDPOINT, GRPC),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://collector:4318/v1/traces"}, GRPC),
+        ({**ENDPOINT, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, HTTP),
+        (
+            {**ENDPOINT, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc"},
+            GRPC,
+        ),
+        ({**ENDPOINT, "OTEL_SDK_DISABLED": "TRUE"}, None),
+        ({**ENDPOINT, "OTEL_TRACES_EXPORTER": "none"}, None),
+    ],
+)
+def test_endpoint_is_what_asks_for_traces(environment: Mapping[str, str], module: str | None) -> None:
+    assert exporter_module(environment) == module
+
+
+def test_unknown_protocol_is_passed_over_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert exporter_module({**ENDPOINT, "OTEL_EXPORTER_OTLP_PROTOCOL": "pigeon"}) == GRPC
+    assert len(caplog.records) == 1
+
+
+def test_nothing_of_the_kit_is_imported_without_an_endpoint() -> None:
+    program = (
+        "import asyncio, sys\n"
+        "from service.app import create_app\n"
+        "from service.telemetry.metrics import Metrics\n"
+        "from service.telemetry.tracing import open_tracing\n"
+        "from prometheus_client import CollectorRegistry\n"
+        "async def main():\n"
+        "    async with open_tracing({}, Metrics(CollectorRegistry())) as tracing:\n"
+        "        assert tracing is None\n"
+        "asyncio.run(main())\n"
+        "kit = ('grpc', 'google.protobuf', 'opentelemetry.sdk.trace', 'opentelemetry.exporter')\n"
+        "print([name for name in sys.modules if name.startswith(kit)])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def _constants() -> dict[str, object]:
+    return {name: value for name, value in vars(semconv).items() if name.isupper()}
+
+
+def test_names_stand_in_one_module_alone() -> None:
+    names = re.compile(r"(gen_ai|messaging|network|url|error)\.[a-z_.]+|http\.(request|response|route)\.[a-z_]+_[a-z]+")
+    for path in SERVICE.rglob("*.py"):
+        if path.name == "semconv.py":
+            continue
+        strings = [
+            node.value
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        ]
+        assert [text for text in strings if names.fullmatch(text)] == [], path
+
+
+def test_no_two_names_are_one_and_each_attribute_is_listed() -> None:
+    dotted = [
+        value
+        for value in _constants().values()
+        if isinstance(value, str) and re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", value)
+    ]
+    assert len(dotted) == len(set(dotted))
+    assert set(dotted) == semconv.ATTRIBUTES | semconv.EVENTS
+
+
+def test_place_of_a_run_is_known_to_whoever_asks_and_no_other_s() -> None:
+    places = {place_of(f"job_{job}", run) for job in range(100) for run in range(1, 4)}
+    assert len(places) == 300
+    assert place_of("job_1", 1) in places
+    assert all(re.fullmatch("00-[0-9a-f]{32}-[0-9a-f]{16}-01", place.traceparent) for place in places)
