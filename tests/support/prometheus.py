@@ -59,8 +59,8 @@ class Prometheus:
         return found
 
     def scrapes(self) -> int:
-        """Return how often each target was scraped, the one that was scraped least."""
-        found = self.query("min(count_over_time(up[1h]))")
+        """Return how often each target that is up was scraped, the one that was scraped least."""
+        found = self.query("min(sum_over_time(up[1h]) and up == 1)")
         return int(found[0]["value"][1]) if found else 0
 
 
