@@ -143,6 +143,9 @@ class Metrics:
         for model, names in providers.items():
             self.unpriced_requests.labels(model)
             for provider in names:
+                self.retry_budget_exhausted.labels(provider)
+                for priority in get_args(Priority):
+                    self.queue_refusals.labels(provider, priority)
                 self.cost.labels(provider, model)
                 for kind in TOKEN_TYPES:
                     self.tokens.labels(provider, model, kind)

@@ -24,6 +24,7 @@ from typing_extensions import override
 from websockets.asyncio.client import connect
 
 from observability.__main__ import FOLDERS
+from service.engine.attempts import RESERVE
 from tests.support.command import free_port, running
 from tests.support.live import simulating
 from tests.support.prometheus import Prometheus, running_prometheus
@@ -90,7 +91,12 @@ def settings(folder: Path, *, simulator: str, redis: str) -> Path:
             "spare": {**upstream, **quick},
             "refused": {**upstream, **quick},
             "narrow": {**upstream, **once, "limits": {"concurrency": 1}},
-            "stingy": {**upstream, **quick, "retries": {"base_s": 0.01, "budget_ratio": 0, "budget_per_s": 0}},
+            "stingy": {
+                **upstream,
+                **quick,
+                "retries": {"base_s": 0.01, "budget_ratio": 0, "budget_per_s": 0},
+                "breaker": {"enabled": False},
+            },
             "broken": {"kind": "openai", "base_url": f"http://127.0.0.1:{free_port()}/v1", **once},
         },
         "models": {
@@ -103,6 +109,7 @@ def settings(folder: Path, *, simulator: str, redis: str) -> Path:
             "sim*": {"routes": [{"provider": "openai"}], "price_usd_per_million_tokens": PRICE},
             "unpriced*": {"routes": [{"provider": "openai"}]},
             "bad*": {"routes": [{"provider": "openai"}], "price_usd_per_million_tokens": PRICE},
+            "busy*": {"routes": [{"provider": "anthropic"}]},
             "slow*": {"routes": [{"provider": "openai"}, {"provider": "spare"}]},
             "fallback*": {"routes": [{"provider": "broken"}, {"provider": "openai"}]},
             "broken*": {"routes": [{"provider": "broken"}]},
@@ -302,12 +309,14 @@ class _Round:
         await self._client.get("/nowhere")
 
     async def _providers_faults(self) -> None:
-        for fault in ("400", "429;retry_after_s=0", "529", "500", "malformed"):
+        for fault in ("400", "429;retry_after_s=0", "500", "malformed"):
             await self._ask(f"bad-{fault.partition(';')[0]};fault={fault}")
+        await self._ask("busy;fault=529")
         await self._stream("bad-late;fault=stall")
         await self._stream("bad-cut;fault=cut;after_chunks=3")
         await self._ask("refused;fault=401")
-        await self._ask("stingy;fault=529")
+        for _ in range(int(RESERVE) + 1):
+            await self._ask("stingy;fault=500")
         for _ in range(6):
             await self._ask("broken")
         await self._stream("fallback")

@@ -133,3 +133,12 @@ def test_dashboards_lead_to_each_other() -> None:
     uids = {dashboard.uid for dashboard in DASHBOARDS}
     for dashboard in DASHBOARDS:
         assert {url.removeprefix("/d/") for url in dashboard.links.values()} == uids - {dashboard.uid}
+
+
+def test_runbooks_name_settings_that_there_are() -> None:
+    documented = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    values = (ROOT / "charts" / "llm-api" / "README.md").read_text(encoding="utf-8")
+    for path in RUNBOOKS.glob("*.md"):
+        for setting in re.findall(r"`([a-z_]+(?:\.(?:\*|[a-zA-Z_]+))+)`", path.read_text(encoding="utf-8")):
+            name = re.sub(r"\*|NAME", "<name>", setting)
+            assert f"`{name}" in documented or f"`{setting}" in values, f"{path.stem}: {setting}"
