@@ -51,8 +51,14 @@ class Scene:
     prometheus: Prometheus
     began_at: float
     """Seconds since the epoch, before there was anything."""
+    hook: str
+    """The address of a caller's server."""
     outcomes: dict[str, int] = field(default_factory=dict)
     """What clients saw, for whoever reads a failed test."""
+
+    async def play(self) -> None:
+        """Let everything happen once, but for the loss of a worker."""
+        await _Round(self).play()
 
     def exposed(self, process: str) -> str:
         """Return what a process tells of itself."""
@@ -184,11 +190,11 @@ def played(folder: Path) -> Iterator[Scene]:
         with start("serve", "serve") as serving, start("worker", "worker") as worker:
             api = serving.address("API")
             with running_prometheus(folder, config) as prometheus, start("worker", "other worker"):
-                scene = Scene(api, metrics, prometheus, began_at)
+                scene = Scene(api, metrics, prometheus, began_at, hook)
                 scene.wait_for_targets(len(ports))
                 scene.wait_for_scrapes(2)
                 for _ in range(2):
-                    asyncio.run(_Round(scene, hook).play())
+                    asyncio.run(scene.play())
                     scene.wait_for_scrapes(3)
                 asyncio.run(_lose_worker(scene, worker))
                 scene.wait_for_scrapes(3)
@@ -223,9 +229,8 @@ class _Round:
 
     _client: httpx.AsyncClient
 
-    def __init__(self, scene: Scene, hook: str) -> None:
+    def __init__(self, scene: Scene) -> None:
         self._scene = scene
-        self._hook = hook
 
     async def play(self) -> None:
         """Do it."""
@@ -328,7 +333,7 @@ class _Round:
 
     async def _jobs(self) -> None:
         closed = f"http://127.0.0.1:{free_port()}/hook"
-        wanted = (("sim", self._hook), ("bad-job;fault=400", None), ("sim", closed), ("broken", None))
+        wanted = (("sim", self._scene.hook), ("bad-job;fault=400", None), ("sim", closed), ("broken", None))
         ids = []
         for model, hook in wanted:
             body = {"prompt": "Hello", "model": model, "max_tokens": 9, **({"webhook": hook} if hook else {})}
