@@ -29,6 +29,8 @@ _UNITS: dict[str, tuple[str, float, str]] = {
     "x": ("", 1, " x"),
 }
 """What stands before a value, by what it is multiplied, and what stands behind it."""
+_PLAIN = 1_000
+"""From which value on no digit behind the point is written."""
 STYLE = (
     "text{font:11px system-ui,sans-serif;fill:#333}.t{font-weight:600;font-size:12px}.r{font-weight:600;font-size:14px}"
     ".a{fill:#777;font-size:10px}.b{font-size:30px;font-weight:600}.p{fill:#fff;stroke:#ddd}.g{stroke:#eee}"
@@ -129,9 +131,9 @@ def _lines(panel: Panel, series: Sequence[Series], width: int, height: int) -> I
     for number, line in enumerate(series[:LEGENDS_MAX]):
         y = bottom + 20 + LEGEND_Y * number
         rest = f" and {len(series) - LEGENDS_MAX} more" if number == LEGENDS_MAX - 1 < len(series) - 1 else ""
-        name = _short(line.name, width // 8) + rest
+        told = f"{_short(line.name, width // 8)}: {formatted(line.points[-1][1], panel.unit)}{rest}"
         yield f'<rect x="{LEFT}" y="{y}" width="9" height="9" fill="{COLOURS[number % len(COLOURS)]}"/>'
-        yield f'<text x="{LEFT + 14}" y="{y + 9}">{escape(name)}: {formatted(line.points[-1][1], panel.unit)}</text>'
+        yield f'<text x="{LEFT + 14}" y="{y + 9}">{escape(told)}</text>'
 
 
 def _stacked(series: Sequence[Series]) -> Iterator[Series]:
@@ -149,7 +151,8 @@ def formatted(value: float, unit: str) -> str:
     if unit == "s" and abs(value) < 1:
         unit = "ms"
     before, factor, after = _UNITS.get(unit, ("", 1, ""))
-    return f"{before}{value * factor:.3g}{after}"
+    scaled = value * factor
+    return f"{before}{scaled:,.0f}{after}" if abs(scaled) >= _PLAIN else f"{before}{scaled:.3g}{after}"
 
 
 def _round_up(value: float) -> float:

@@ -270,7 +270,7 @@ class _Round:
         await self._stream("gpt-4o-mini")
         await self._stream("claude-3-haiku-20240307")
         await self._stream("slow;ttft_ms=400")
-        chat = {"model": "gpt-4o-mini", "messages": HELLO, "max_tokens": 9, "user_id": "u"}
+        chat = {"model": "gpt-4o-mini", "messages": HELLO, "max_tokens": 9, "user_id": "user-1"}
         await self._client.post("/chat", json=chat)
         for path in ("/v1/chat/completions", "/v1/messages"):
             body = {"model": "sim", "messages": HELLO, "max_tokens": 9}
