@@ -41,6 +41,7 @@ test: $(STAMP) ## Run all tests, on a real Redis-protocol server and in a real b
 	@$(BIN)/python -m tests.support.chromium
 	@$(BIN)/python -m tests.support.old_servers
 	@$(BIN)/python -m tests.chart.tools
+	@$(BIN)/python -m tests.support.prometheus
 	@$(BIN)/pytest $(TESTS)
 
 .PHONY: check
@@ -54,6 +55,10 @@ check: $(STAMP) ## Lint, format, types and import rules
 chart: $(STAMP) ## Make what is generated of the chart: its schema, its table of values, k8s/
 	@$(BIN)/python -m tests.chart.tools
 	@PATH="$$PATH:$$($(BIN)/python -c 'from tests.chart.tools import FOLDER; print(FOLDER)')" $(BIN)/python charts/generate.py
+
+.PHONY: observability
+observability: $(STAMP) ## Make the dashboards, rules and alerts, as plain files and for the chart
+	@$(BIN)/python -m observability
 
 .PHONY: e2e
 e2e: $(STAMP) ## Run the tests on the cluster that KUBECONFIG names; see docs/kubernetes.md

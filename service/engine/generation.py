@@ -173,6 +173,7 @@ class GenerationService:
             span.first_content()
             observed.on_end = partial(self._ended, account, opened, admitted.work)
             outcome = "cancelled"
+            began = time.monotonic()
             try:
                 yield observed
                 outcome = "ok" if observed.ended else "cancelled"
@@ -187,6 +188,7 @@ class GenerationService:
                 observed.tell(span)
                 if outcome == "ok":
                     self._succeeded(entry, route, observed.usage)
+                    self._note_pace(entry, route, admitted.usage, time.monotonic() - began)
                 else:
                     if observed.failure is not None:
                         attempt.broke_off(observed.failure)
@@ -229,6 +231,11 @@ class GenerationService:
     def _count_tokens(self, entry: ModelEntry, route: Route, usage: Usage) -> None:
         nano_usd = None if entry.price is None else entry.price.nano_usd(usage)
         self._metrics.note_usage(route.provider, entry.name, usage, nano_usd)
+
+    def _note_pace(self, entry: ModelEntry, route: Route, usage: Usage, since_first_s: float) -> None:
+        if usage.output_tokens > 1:
+            pace = self._metrics.time_per_output_token.labels(route.provider, entry.name)
+            pace.observe(since_first_s / (usage.output_tokens - 1))
 
     @contextmanager
     def _timed(self, entry: ModelEntry, attempt: Attempt, until: Literal["first_content", "end"]) -> Iterator[None]:

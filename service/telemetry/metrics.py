@@ -27,6 +27,8 @@ OVERHEAD_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0
 """Seconds of our own; the objective is 0.05."""
 UPSTREAM_BUCKETS_S = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
 """Seconds. Fewer than of requests, since there are as many for each model of each provider."""
+TOKEN_BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2.5)
+"""Seconds for each token."""
 JOB_BUCKETS_S = (0.5, 1, 5, 15, 30, 60, 120, 300, 600, 1_800, 3_600, 21_600, 86_400)
 """Seconds; the objective for a job's wait is 300."""
 LAG_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
@@ -142,6 +144,9 @@ class Metrics:
         for model, names in providers.items():
             self.unpriced_requests.labels(model)
             for provider in names:
+                self.retry_budget_exhausted.labels(provider)
+                for priority in get_args(Priority):
+                    self.queue_refusals.labels(provider, priority)
                 self.cost.labels(provider, model)
                 for kind in TOKEN_TYPES:
                     self.tokens.labels(provider, model, kind)
@@ -254,6 +259,13 @@ class Metrics:
             "Calls to providers that succeeded, until the first_content of a stream or the end of a whole answer.",
             ["provider", "model", "until"],
             buckets=UPSTREAM_BUCKETS_S,
+            registry=registry,
+        )
+        self.time_per_output_token = Histogram(
+            "llm_api_time_per_output_token_seconds",
+            "Of streams that came to their end: from first content to last, divided by the tokens after the first.",
+            ["provider", "model"],
+            buckets=TOKEN_BUCKETS_S,
             registry=registry,
         )
         self.upstream_breakers_open = Gauge(
@@ -539,6 +551,7 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemin",
         )
+        self.config_reload_ok.set(1)
         self.unhandled_errors = Counter(
             "llm_api_unhandled_errors_total",
             "Defects: exceptions that no code expected, by where they were caught.",
