@@ -269,7 +269,8 @@ async def assemble(
             clock=clock,
         )
         await stack.enter_async_context(worker.running())
-        await stack.enter_async_context(_delivery(await _sender(stack, settings, clock), job_store, settings, metrics))
+        sender = await _sender(stack, settings, clock)
+        await stack.enter_async_context(_delivery(sender, job_store, settings, clock, metrics))
     if source is not None:
         # What goes by what else stands in this order; what opens something has to be the last.
         parts: tuple[Reloadable, ...] = (
@@ -379,10 +380,15 @@ async def _sender(stack: AsyncExitStack, settings: Settings, clock: Clock) -> We
 
 
 def _delivery(
-    sender: WebhookSender, store: JobStore, settings: Settings, metrics: Metrics
+    sender: WebhookSender, store: JobStore, settings: Settings, clock: Clock, metrics: Metrics
 ) -> AbstractAsyncContextManager[None]:
     return WebhookDelivery(
-        store=store, sender=sender, write=job_event, timeout_s=settings.webhooks.timeout_s, metrics=metrics
+        store=store,
+        sender=sender,
+        write=job_event,
+        timeout_s=settings.webhooks.timeout_s,
+        clock=clock,
+        metrics=metrics,
     ).running()
 
 

@@ -1,28 +1,21 @@
 """``Idempotency-Key``: a request that is sent again is answered once, whole or streamed."""
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
-from types import TracebackType
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import Response
-from typing_extensions import override
 
 from service.api.disconnect import until_disconnect
 from service.api.paths import route_path
 from service.domain.idempotency import HEADER, IdempotencyKey
 from service.domain.principal import RequestContext
-from service.domain.stream import StreamEvent
-from service.engine.idempotency import Claim
-from service.engine.resumption import OwnedStream
-from service.errors import InvalidRequest, ServiceError
+from service.errors import InvalidRequest
 from service.resources import Resources
 
 REPLAYED: Final = "Idempotency-Replayed"
-STREAM: Final = b"stream "
-"""How what is kept of a stream begins: its id follows."""
+_TICKET = b"ticket="
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
@@ -39,7 +32,9 @@ async def idempotency_key(request: Request, context: RequestContext) -> Idempote
     key = given_key(request)
     if key is None:
         return None
-    content = await request.body() + request.scope["query_string"]
+    # Who comes again has another ticket: it says who asks, and not for what.
+    query = [pair for pair in request.scope["query_string"].split(b"&") if not pair.startswith(_TICKET)]
+    content = await request.body() + b"&".join(query)
     return IdempotencyKey.of(context.principal.name, route_path(request.scope), key, content)
 
 
@@ -56,28 +51,6 @@ async def answered_once(
     answer, replayed = await until_disconnect(request, resources.idempotency.answer(key, context, work))
     headers = {REPLAYED: "true"} if replayed else None
     return Response(answer, media_type="application/json", headers=headers)
-
-
-class KeyedStream(AbstractAsyncContextManager[AsyncIterator[Sequence[StreamEvent]]]):
-    """A stream that was begun for a key: where it fails before its first content, the key is free again."""
-
-    def __init__(self, owned: OwnedStream, claim: Claim) -> None:
-        self._owned = owned
-        self._claim = claim
-
-    @override
-    async def __aenter__(self) -> AsyncIterator[Sequence[StreamEvent]]:
-        try:
-            return await self._owned.__aenter__()
-        except ServiceError:
-            await self._claim.forget()
-            raise
-
-    @override
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self._owned.__aexit__(kind, error, traceback)
 
 
 def documented_key(extra: Mapping[str, Any] | None = None) -> dict[str, Any]:

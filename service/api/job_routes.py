@@ -51,7 +51,11 @@ class _ChatCompletions:
         asked = _validated(ChatCompletionRequest, body)
         if asked.stream:
             raise InvalidRequest.at("stream", "takes false: nobody is there to read a stream")
-        return generation_request(asked, orjson.loads(body))
+        try:
+            fields = orjson.loads(body)
+        except orjson.JSONDecodeError as error:  # the schema's reader takes numbers that no double can hold, and NaN
+            raise InvalidRequest.at("body", f"not JSON: {error}") from None
+        return generation_request(asked, fields)
 
     def write(self, completion: Completion, job: Job) -> bytes:
         """See :class:`service.engine.jobs.JobRoute`."""

@@ -11,15 +11,15 @@ from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
 from service.api.deps import header_credential
-from service.api.idempotency import REPLAYED, STREAM, KeyedStream, idempotency_key
+from service.api.idempotency import REPLAYED, idempotency_key
 from service.api.streaming import EventStreamResponse, Outcome
 from service.domain.idempotency import IdempotencyKey
 from service.domain.principal import RequestContext
 from service.domain.stream import StreamEvent
 from service.domain.ticket import digest_of
 from service.engine.framing import Framing
-from service.engine.resumption import StreamOver, resume_path
-from service.errors import Fault, InvalidRequest, ServiceError, fault_of_code
+from service.engine.resumption import STREAM, StreamOver, resume_path
+from service.errors import Fault, InvalidRequest, ServiceError, StreamNotFound, fault_of_code
 from service.resources import Resources
 
 T = TypeVar("T")
@@ -168,18 +168,21 @@ async def _streamed_once(
 ) -> Response:
     """Answer with a stream that a client finds again by its key, from its first event."""
     claim = await resources.idempotency.claim(key, context)
-    if claim.answer is not None:
-        stream_id = claim.answer.removeprefix(STREAM).decode()
-        response = await continued(resources, context, Position(stream_id, 0), framing)
-        response.headers[REPLAYED] = "true"
-        return response
+    while (kept := claim.answer) is not None:
+        position = Position(kept.removeprefix(STREAM).decode(), 0)
+        try:
+            response = await continued(resources, context, position, framing)
+        except StreamNotFound:  # its events are not kept as long as its key
+            claim = await resources.idempotency.claim(key, context, instead_of=kept)
+        else:
+            response.headers[REPLAYED] = "true"
+            return response
     try:
-        owned = await resources.streams.start(stream, framing, context, named=True)
+        owned = await resources.streams.start(stream, framing, context, claim=claim)
     except BaseException:
         await claim.forget()
         raise
-    await claim.keep(STREAM + owned.id.encode())
-    return NumberedStreamResponse(KeyedStream(owned, claim), NumberedFraming(owned.id, framing))
+    return NumberedStreamResponse(owned, NumberedFraming(owned.id, framing))
 
 
 async def continued(

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-import orjson
+import msgspec
 
 from service.domain.batch import Batch, BatchFile, BatchStatus, LineResult
 from service.domain.principal import Principal, RequestContext
@@ -22,6 +22,8 @@ FAULTS_MAX = 20
 """Lines that are named before the rest of a file is not looked at any more."""
 CHUNK = 500
 """Lines that go to the store, or come from it, at a time."""
+CHUNK_BYTES = 1_048_576
+"""Of lines that go to the store at a time, but for the last of them."""
 WINDOW_S = 86_400.0
 BATCH_PREFIX, FILE_PREFIX = "batch_", "file_"
 
@@ -104,13 +106,15 @@ class BatchService:
         file_id = FILE_PREFIX + secrets.token_hex(16)
         checked = _Lines(self._routes)
         waiting: list[bytes] = []
+        waiting_bytes = 0
         try:
             async for line in lines:
                 if checked.add(line):
                     waiting.append(line)
-                if len(waiting) >= CHUNK:
+                    waiting_bytes += len(line)
+                if len(waiting) >= CHUNK or waiting_bytes >= CHUNK_BYTES:
                     await self.store.add_lines(file_id, checked.count - len(waiting) + 1, waiting)
-                    waiting = []
+                    waiting, waiting_bytes = [], 0
             checked.raise_faults()
             if waiting:
                 await self.store.add_lines(file_id, checked.count - len(waiting) + 1, waiting)
@@ -138,7 +142,7 @@ class BatchService:
         """Begin a batch with a file of the principal's; raise ``NotFound`` or ``InvalidRequest``."""
         file = await self.file(file_id, context.principal)
         (first,) = await self.store.lines(file.id, 1, 1)
-        if orjson.loads(first)["url"] != endpoint:
+        if _read(first).url != endpoint:
             raise InvalidRequest.at("endpoint", f"the file's lines ask for another one than {endpoint!r}")
         batch = Batch(
             id=BATCH_PREFIX + secrets.token_hex(16),
@@ -202,13 +206,18 @@ class _Lines:
         self.size_bytes = 0
         self._routes = routes
         self._endpoint: str | None = None
-        self._ids: set[str] = set()
+        self._empty = 0
+        self._ids: set[int] = set()
+        """Their hashes, of 64 bits: the ids themselves could have 25 MiB."""
         self._faults: list[FieldError] = []
 
     def add(self, line: bytes) -> bool:
         """Count a line, unless it is empty; raise ``InvalidRequest`` once too many are wrong."""
         self.size_bytes += len(line) + 1
         if not line.strip():
+            self._empty += 1
+            if self._empty > LINES_MAX:
+                raise InvalidRequest.at("file", f"has more than {LINES_MAX} empty lines")
             return False
         self.count += 1
         if self.count > LINES_MAX:
@@ -230,32 +239,47 @@ class _Lines:
 
     def _fault(self, line: bytes) -> str | None:
         try:
-            fields = orjson.loads(line)
-        except orjson.JSONDecodeError as error:
-            return f"not JSON: {error}"
-        if not isinstance(fields, dict):
+            read = _read(line)
+        except msgspec.ValidationError:
             return "must be a JSON object"
-        custom_id = fields.get("custom_id")
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            return f"not JSON: {error}"
+        except RecursionError:
+            return "is nested too deeply"
+        custom_id = read.custom_id
         if not isinstance(custom_id, str) or not 1 <= len(custom_id) <= CUSTOM_ID_MAX:
             return f"custom_id: takes 1 to {CUSTOM_ID_MAX} characters, different on each line"
-        if custom_id in self._ids:
+        if hash(custom_id) in self._ids:
             return f"custom_id: {custom_id!r} stands on an earlier line too"
-        self._ids.add(custom_id)
-        return self._request_fault(fields)
+        self._ids.add(hash(custom_id))
+        return self._request_fault(read)
 
-    def _request_fault(self, fields: Mapping[str, Any]) -> str | None:
-        if fields.get("method") != "POST":
+    def _request_fault(self, line: "_Line") -> str | None:
+        if line.method != "POST":
             return "method: takes 'POST'"
-        url = fields.get("url")
-        if not isinstance(url, str) or url not in self._routes:
+        if not isinstance(line.url, str) or line.url not in self._routes:
             return f"url: takes {' or '.join(map(repr, self._routes))}"
-        self._endpoint = self._endpoint or url
-        if url != self._endpoint:
+        self._endpoint = self._endpoint or line.url
+        if line.url != self._endpoint:
             return f"url: takes {self._endpoint!r}, as the lines before"
-        if not isinstance(fields.get("body"), dict):
+        if not bytes(line.body).startswith(b"{"):
             return "body: must be a JSON object"
         try:
-            self._routes[url].read(orjson.dumps(fields["body"]))
+            self._routes[line.url].read(bytes(line.body))
         except InvalidRequest as error:
-            return f"body.{error.message}"
+            return error.message if error.message.startswith("body: ") else f"body.{error.message}"
         return None
+
+
+class _Line(msgspec.Struct):
+    """What stands on a line; its body as it was written, which whoever works on it reads."""
+
+    custom_id: Any = None
+    method: Any = None
+    url: Any = None
+    body: msgspec.Raw = msgspec.Raw()
+
+
+def _read(line: bytes) -> _Line:
+    """Read a line as the store does when it becomes a job; see ``msgspec.json.decode`` for what it raises."""
+    return msgspec.json.decode(line, type=_Line)

@@ -190,12 +190,17 @@ class GenerationService:
                     self._succeeded(entry, route, observed.usage)
                     self._note_pace(entry, route, admitted.usage, time.monotonic() - began)
                 else:
-                    if observed.failure is not None:
-                        attempt.broke_off(observed.failure)
-                    self._count(entry, route, outcome if observed.failure is None else _code_of(observed.failure))
-                    self._count_tokens(entry, route, admitted.usage)
-                    failed = outcome if observed.failure is None else _code_of(observed.failure)
-                    opened.call.ended(failed, admitted.usage)
+                    self._broke_off(entry, attempt, opened, outcome, admitted.usage)
+
+    def _broke_off(self, entry: ModelEntry, attempt: Attempt, opened: "_Opened", outcome: str, usage: Usage) -> None:
+        """Count a stream that was left, or failed after its first content."""
+        failure = opened.observed.failure
+        if failure is not None:
+            attempt.broke_off(failure)
+            outcome = _code_of(failure)
+        self._count(entry, attempt.route, outcome)
+        self._count_tokens(entry, attempt.route, usage)
+        opened.call.ended(outcome, usage)
 
     @staticmethod
     async def _ended(account: Account, opened: "_Opened", work: Work) -> None:

@@ -17,6 +17,7 @@ from service.domain.principal import Principal, RequestContext
 from service.domain.stream import FOREIGN_END, StreamEvent, StreamRecord
 from service.engine.drain import Drain, Stage
 from service.engine.framing import Framing
+from service.engine.idempotency import KEEP_WAIT_S, Claim
 from service.engine.stream_log import StreamLog
 from service.errors import (
     Cancelled,
@@ -34,6 +35,8 @@ T = TypeVar("T")
 End = Literal["complete", "error", "cancelled", "orphaned", "draining"]
 
 ID_PREFIX = "str_"
+STREAM = b"stream "
+"""How what is kept of a stream for an idempotency key begins: its id follows."""
 HANDOVER_S = 2.0
 """Seconds over which a process that stops sends those on who follow others' streams: not all at once."""
 READ_AHEAD = 64
@@ -76,10 +79,11 @@ class ResumableStreams:
         context: RequestContext,
         *,
         ticket_digest: str | None = None,
-        named: bool = False,
+        claim: Claim | None = None,
     ) -> "OwnedStream":
-        """Begin a generation of this process's own; ``named`` says that its client finds it without its id.
+        """Begin a generation of this process's own. Its client finds it by the key of ``claim``, if there is one.
 
+        The key is held while the stream runs, kept when it is whole, or its caller ended it, and forgotten otherwise.
         Raises ``StoreUnavailable`` where it could not be continued: the caller asked for that.
         """
         record = StreamRecord(
@@ -95,8 +99,10 @@ class ResumableStreams:
             ),
             cancellation=framing.failure(Cancelled("the caller ended this stream")),
         )
-        owned = OwnedStream(record.id, log=self._log, settings=self._settings, drain=self._drain, named=named)
+        owned = OwnedStream(record, log=self._log, settings=self._settings, drain=self._drain, claim=claim)
         await self._log.create(record, owned.ended_elsewhere)
+        if claim is not None:
+            await claim.hold(owned.answer)
         self._owned[record.id] = owned
         self._metrics.resumable_streams_active.inc()
         owned.task = asyncio.create_task(self._generate(owned, stream, framing, context), name=record.id)
@@ -168,9 +174,12 @@ class OwnedStream(AbstractAsyncContextManager[AsyncIterator[Sequence[StreamEvent
     task: asyncio.Task[None]
     """What generates; set when it is made."""
 
-    def __init__(self, stream_id: str, *, log: StreamLog, settings: StreamSettings, drain: Drain, named: bool) -> None:
-        self.id = stream_id
-        self._is_named = named
+    def __init__(
+        self, record: StreamRecord, *, log: StreamLog, settings: StreamSettings, drain: Drain, claim: Claim | None
+    ) -> None:
+        self.id = record.id
+        self._cancellation = record.cancellation
+        self._claim = claim
         self._log = log
         self._settings = settings
         self._drain = drain
@@ -189,6 +198,13 @@ class OwnedStream(AbstractAsyncContextManager[AsyncIterator[Sequence[StreamEvent
         """Whether the terminal event is on its way."""
         self._stop: tuple[ServiceError | None, End] | None = None
         """Why the generation was stopped; without an error if somebody else ended the log."""
+        self._was_wished = False
+        """Whether it was the caller who ended the log."""
+
+    @property
+    def answer(self) -> bytes:
+        """Return what is kept of it for an idempotency key."""
+        return STREAM + self.id.encode()
 
     # What its first client does
 
@@ -236,7 +252,7 @@ class OwnedStream(AbstractAsyncContextManager[AsyncIterator[Sequence[StreamEvent
         self._detached_at = self._loop.time()
         if self._over:
             return
-        if self._opened.done() or self._is_known or self._is_named:
+        if self._opened.done() or self._is_known or self._claim is not None:
             self._loop.call_later(self._settings.orphan_s, self._look_for_readers)
         else:
             self._end(Cancelled("the client left before it knew this stream"), "cancelled")
@@ -254,6 +270,7 @@ class OwnedStream(AbstractAsyncContextManager[AsyncIterator[Sequence[StreamEvent
         """Stop generating, since somebody ended the log with this event."""
         if self._over:
             return
+        self._was_wished = frame == self._cancellation
         self._end(None, "cancelled")
         self._over = True
         if not self._opened.done():
@@ -295,18 +312,33 @@ class OwnedStream(AbstractAsyncContextManager[AsyncIterator[Sequence[StreamEvent
             if self._stop is None:
                 raise
             error, reason = self._stop
+            await self._settle_key(is_whole=self._was_wished)
             if error is not None:
                 self._finish(framing.failure(error), error)
             return reason
         except ServiceError as failed:
-            self._finish(framing.failure(failed), failed)
+            await self._fail(framing, failed)
             return "error"
         except Exception:
-            defect = InternalError("the stream failed by a defect of the service")
-            self._finish(framing.failure(defect), defect)
+            await self._fail(framing, InternalError("the stream failed by a defect of the service"))
             raise
         self._finish(framing.end(), None)
+        await self._settle_key(is_whole=self._number <= self._settings.events_max)
         return "complete"
+
+    async def _fail(self, framing: Framing[T], error: ServiceError) -> None:
+        self._stop = self._stop or (error, "error")  # what ends it too, meanwhile, comes too late
+        await self._settle_key(is_whole=False)
+        self._finish(framing.failure(error), error)
+
+    async def _settle_key(self, *, is_whole: bool) -> None:
+        """Keep the key for a stream that can be told again; let it go before the client hears that there is none."""
+        if self._claim is None:
+            return
+        if is_whole:
+            await asyncio.wait((self._claim.keep(self.answer),), timeout=KEEP_WAIT_S)
+        else:
+            await self._claim.forget()
 
     async def _publish(self, body: bytes) -> None:
         if not body:

@@ -1,6 +1,5 @@
 """Sends one signed message, to an address that was checked when its name had been looked up."""
 
-import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -13,6 +12,7 @@ from typing_extensions import override
 
 from service.domain.clock import Clock
 from service.webhooks.address import Forbidden, Network, check_address, check_url
+from service.webhooks.lookups import Lookups
 from service.webhooks.signature import signed_headers
 
 GONE = 410
@@ -57,10 +57,13 @@ class WebhookSender:
             socket_factory=self._checked_socket,
             use_dns_cache=False,
             force_close=True,
+            limit=0,  # whoever sends counts by callers
         )
-        # Whatever proxy the environment names, it would look the name up itself.
         async with aiohttp.ClientSession(
-            connector=connector, timeout=aiohttp.ClientTimeout(total=self._timeout_s), trust_env=False
+            connector=connector,
+            timeout=aiohttp.ClientTimeout(total=self._timeout_s),
+            trust_env=False,  # whatever proxy the environment names, it would look the name up itself
+            cookie_jar=aiohttp.DummyCookieJar(),  # what one receiver sets is nothing to another
         ) as self._session:
             yield self
 
@@ -71,26 +74,36 @@ class WebhookSender:
 
     async def send(self, url: str, message_id: str, body: bytes) -> tuple[Sent, str]:
         """Send a message; tell what became of it, and why in a few words."""
-        if self._session is None:
-            raise AssertionError("the sender is not opened")
         try:
             check_url(url, allow_http=self._allow_http, allow_networks=self._allow_networks)
         except Forbidden as error:
             return Sent.REFUSED, str(error)
-        headers = signed_headers(self._secrets(), message_id=message_id, timestamp=int(self._clock.wall()), body=body)
+        secrets = self._secrets()
+        if not secrets:  # their files cannot be read, or not yet
+            return Sent.FAILED, "there is no secret to sign with"
+        headers = signed_headers(secrets, message_id=message_id, timestamp=int(self._clock.wall()), body=body)
         headers["content-type"] = "application/json"
         try:
-            async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as answer:
-                status = answer.status
-        except _NotPublicError as error:
+            status = await self._status(url, headers, body)
+        except (_NotPublicError, UnicodeError, aiohttp.InvalidURL) as error:
             return Sent.REFUSED, str(error)
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             if isinstance(error.__cause__, _NotPublicError):
                 return Sent.REFUSED, str(error.__cause__)
             return Sent.FAILED, type(error).__name__
-        if 200 <= status < 300:  # noqa: PLR2004 - the class of success
-            return Sent.DELIVERED, str(status)
-        return (Sent.REFUSED if status == GONE else Sent.FAILED), str(status)
+        return _outcome_of(status), str(status)
+
+    async def _status(self, url: str, headers: dict[str, str], body: bytes) -> int:
+        if self._session is None:
+            raise AssertionError("the sender is not opened")
+        async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as answer:
+            return answer.status
+
+
+def _outcome_of(status: int) -> Sent:
+    if 200 <= status < 300:  # noqa: PLR2004 - the class of success
+        return Sent.DELIVERED
+    return Sent.REFUSED if status == GONE else Sent.FAILED
 
 
 class _NotPublicError(OSError):
@@ -102,14 +115,14 @@ class _CheckedResolver(AbstractResolver):
 
     def __init__(self, allow_networks: Sequence[Network]) -> None:
         self._allow_networks = allow_networks
+        self._lookups = Lookups()
 
     @override
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
         results: list[ResolveResult] = []
-        for number, _, protocol, _, address in found:
+        for number, _, protocol, _, address in await self._lookups.find(host, port, family):
             # Not even one: who answers with several may mean the private one.
             _check(str(address[0]), self._allow_networks)
             results.append(

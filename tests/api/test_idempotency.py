@@ -113,6 +113,75 @@ async def test_what_failed_may_be_tried_again_under_its_key(api: FakeApp, *, str
     assert (await post(api, "/chat", body)).status_code == 200
 
 
+@pytest.mark.parametrize(("path", "body"), STREAMED, ids=[path for path, _ in STREAMED])
+async def test_a_stream_that_broke_off_may_be_tried_again_under_its_key(
+    api: FakeApp, path: str, body: dict[str, Any]
+) -> None:
+    api.provider.scripts.append(Script(pieces=("Hello", UpstreamUnavailable("gone"))))
+    broken = await post(api, path, body)
+    assert (broken.status_code, b"world" in broken.content) == (200, False)
+    again = await post(api, path, body)
+    assert "idempotency-replayed" not in again.headers
+    assert b"world" in again.content
+    assert (await post(api, path, body)).content == again.content
+    assert len(api.provider.calls) == 2
+
+
+async def test_a_stream_that_nobody_read_to_its_end_is_tried_again() -> None:
+    async with fake_app(streams={"orphan_s": 0.01}) as api:
+        body = {"messages": [{"role": "user", "content": "Hi"}], "stream": True}
+        api.provider.scripts.append(Script(stepped=True))
+        first = asyncio.create_task(post(api, "/chat", body))
+        call = await api.provider.call()
+        first.cancel()
+        await soon(call.closed)
+        await until(lambda: api.resources.drain.running == 0)
+        again = await post(api, "/chat", body)
+        assert "idempotency-replayed" not in again.headers
+        assert b"world" in again.content
+
+
+async def test_a_stream_that_its_caller_ended_stays_ended(api: FakeApp) -> None:
+    body = {"messages": [{"role": "user", "content": "Hi"}], "stream": True}
+    api.provider.scripts.append(Script(stepped=True))
+    first = asyncio.create_task(post(api, "/chat", body))
+    call = await api.provider.call()
+    call.step(1)
+    await until(lambda: bool(owned(api)))
+    (stream_id,) = owned(api)
+    await api.client.delete(f"/streams/{stream_id}")
+    ended = await first
+    again = await post(api, "/chat", body)
+    assert again.headers["idempotency-replayed"] == "true"
+    assert (again.content, b"cancelled" in again.content) == (ended.content, True)
+
+
+def owned(api: FakeApp) -> list[str]:
+    return list(api.resources.streams._owned)
+
+
+async def test_a_stream_whose_events_are_not_kept_any_more_is_tried_again(api: FakeApp) -> None:
+    body = {"messages": [{"role": "user", "content": "Hi"}], "stream": True}
+    first = await post(api, "/chat", body)
+    api.clock.advance(api.resources.settings.streams.kept_s + 1)
+    again = await post(api, "/chat", body)
+    assert (again.status_code, b"world" in again.content) == (200, True)
+    assert again.headers["x-stream-id"] != first.headers["x-stream-id"]
+    assert (await post(api, "/chat", body)).headers["x-stream-id"] == again.headers["x-stream-id"]
+    assert len(api.provider.calls) == 2
+
+
+async def test_who_comes_again_may_have_another_ticket() -> None:
+    async with fake_app(auth=keyed_auth()) as api:
+        answers = []
+        for _ in range(2):
+            ticket = (await api.client.post("/tickets", headers=bearer(ALICE))).json()["ticket"]
+            params = {"prompt": "Hi", "model": "gpt-4o", "ticket": ticket}
+            answers.append(await api.client.get("/stream", params=params, headers=KEY))
+        assert [answer.status_code for answer in answers] == [200, 200]
+        assert answers[0].headers["x-stream-id"] == answers[1].headers["x-stream-id"]
+
+
 async def test_a_key_is_its_callers_and_its_routes_own() -> None:
     async with fake_app(auth=keyed_auth()) as api:
         body = {"prompt": "Hi", "model": "gpt-4o"}

@@ -56,6 +56,11 @@ def jsonl(*lines: dict[str, Any]) -> bytes:
     return b"".join(json.dumps(one).encode() + b"\n" for one in lines)
 
 
+def nested(depth: int) -> bytes:
+    metadata = b'{"metadata": ' + b'{"a":' * depth + b"1" + b"}" * depth + b","
+    return jsonl(line(0)).replace(b'"body": {', b'"body": ' + metadata)
+
+
 def uploaded(client: openai.OpenAI, *lines: dict[str, Any]) -> str:
     return client.files.create(file=("requests.jsonl", jsonl(*lines)), purpose="batch").id
 
@@ -185,6 +190,12 @@ def test_batches_are_listed_the_newest_first(service: LiveService) -> None:
         (b"\n\n", "file", "no lines"),
         (b"nonsense\n", "file.1", "not JSON"),
         (b"[]\n", "file.1", "JSON object"),
+        (nested(100_000), "file.1", "nested"),
+        (nested(700), "file.1", "recursion"),
+        (nested(300), "file.1", "recursion"),
+        (jsonl(line(0)).replace(b'"max_tokens": 5', b'"seed": 1e999'), "file.1", "body: not JSON"),
+        (b'{"custom_id": "\xff"}\n', "file.1", "not JSON"),
+        (b"\n" * 50_001, "file", "empty lines"),
         (jsonl(line(0), line(0)), "file.2", "earlier line"),
         (jsonl(line(0, custom_id="")), "file.1", "custom_id"),
         (jsonl(line(0, method="GET")), "file.1", "POST"),
@@ -218,6 +229,7 @@ def test_a_file_that_is_too_large_is_refused(alice: openai.OpenAI) -> None:
         ({"content-type": "application/json"}, b"{}"),
         ({"content-type": "multipart/form-data"}, b""),
         ({"content-type": "multipart/form-data; boundary=x"}, b"no parts at all"),
+        ({"content-type": f"multipart/form-data; boundary={'x' * 300}"}, b"--x"),
         (
             {"content-type": "multipart/form-data; boundary=x"},
             b"--x\r\nContent-Disposition: form-data; name=purpose\r\n\r\n",

@@ -54,6 +54,20 @@ PRIVATE = [
     "::ffff:10.0.0.1",
     "64:ff9b::a9fe:a9fe",
     "2002:7f00:1::",
+    "2002:808:808::",
+    "::127.0.0.1",
+    "::8.8.8.8",
+    "::ffff:0:8.8.8.8",
+    "fec0::1",
+    "3fff::1",
+    "5f00::1",
+    "64:ff9b:1::808:808",
+    "64:ff9b::c058:6301",
+    "2001:20::1",
+    "192.88.99.1",
+    "192.0.0.9",
+    "168.63.129.16",
+    "::ffff:168.63.129.16",
 ]
 
 
@@ -73,6 +87,7 @@ def test_public_addresses_are_allowed(address: str) -> None:
 
 def test_a_network_can_be_allowed() -> None:
     check_address(ip_address("127.0.0.1"), LOOPBACK)
+    check_address(ip_address("168.63.129.16"), (ip_network("168.63.129.16/32"),))
     check_url("https://localhost:8443/hook", allow_http=False, allow_networks=LOOPBACK)
     with pytest.raises(Forbidden):
         check_address(ip_address("10.0.0.1"), LOOPBACK)
@@ -90,6 +105,13 @@ def test_a_network_can_be_allowed() -> None:
         ("https://example.com/#here", "fragment"),
         ("https://example.com:99999/", "no URL"),
         ("https://[::1/", "no URL"),
+        ("https://a..b/", "no name"),
+        ("https://" + "a" * 64 + ".org/", "no name"),
+        ("https://exa mple.org/", "no name"),
+        ("https://host\0.org/", "no name"),
+        ("https://" + "a." * 150 + "org/", "no name"),
+        ("https://1.1.1.1\\@127.0.0.1/", "no URL"),
+        ("https://127。0。0。1/", "public internet"),
         ("https://localhost/", "public internet"),
         ("https://api.localhost/", "public internet"),
         ("https://example.com/" + "x" * 2_048, "characters"),
