@@ -3,9 +3,13 @@
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.support.live import LiveService, serving, settings_over, simulating
 from tests.support.redis_server import running_redis
+
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")  # how long an example takes says more of the machine than of the code
 
 CALLER_KEY = "caller-key-0123456789"
 

@@ -9,7 +9,7 @@ import pytest
 from service.domain.generation import GenerationRequest, Message
 from service.errors import UpstreamRejected
 from service.providers.fake import Script
-from tests.support.fake_app import ALICE, BOB, DEADLINE_S, FakeApp, bearer, fake_app, keyed_auth, soon
+from tests.support.fake_app import ALICE, BOB, DEADLINE_S, FakeApp, bearer, fake_app, keyed_auth, soon, until
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ async def test_cancelling_a_running_job_ends_its_call(api: FakeApp) -> None:
     await soon(call.closed)
     assert call.cancelled
     assert (await state(api, job_id))["status"] == "cancelled"
-    assert api.value("llm_api_jobs_taken_away_total") == 1
+    await until(lambda: api.value("llm_api_jobs_taken_away_total") == 1)
 
 
 async def test_cancelling_a_waiting_job_keeps_it_from_running(api: FakeApp) -> None:
