@@ -53,12 +53,18 @@ class Scene:
     """Seconds since the epoch, before there was anything."""
     hook: str
     """The address of a caller's server."""
+    ended_at: float = 0.0
+    """When everything had happened: what is asked afterwards is asked for this time, however long that takes."""
     outcomes: dict[str, int] = field(default_factory=dict)
     """What clients saw, for whoever reads a failed test."""
 
     async def play(self) -> None:
         """Let everything happen once, but for the loss of a worker."""
         await _Round(self).play()
+
+    def query(self, expr: str) -> list[dict[str, Any]]:
+        """Return the series that an expression has in the end."""
+        return self.prometheus.query(expr, at=self.ended_at)
 
     def exposed(self, process: str) -> str:
         """Return what a process tells of itself."""
@@ -198,6 +204,7 @@ def played(folder: Path) -> Iterator[Scene]:
                     scene.wait_for_scrapes(3)
                 asyncio.run(_lose_worker(scene, worker))
                 scene.wait_for_scrapes(3)
+                scene.ended_at = time.time()
                 yield scene
 
 
