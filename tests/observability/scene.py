@@ -23,7 +23,7 @@ import yaml
 from typing_extensions import override
 from websockets.asyncio.client import connect
 
-from observability.__main__ import FOLDERS
+from observability.__main__ import PLAIN
 from service.engine.attempts import RESERVE
 from tests.support.command import free_port, running
 from tests.support.live import simulating
@@ -179,7 +179,7 @@ def played(folder: Path) -> Iterator[Scene]:
     target = {"targets": [f"127.0.0.1:{port}" for port in ports.values()], "labels": {"namespace": "test"}}
     config = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-        "rule_files": [str(FOLDERS[0] / "rules" / "*.yaml")],
+        "rule_files": [str(PLAIN / "rules" / "*.yaml")],
         "scrape_configs": [{"job_name": "llm-api", "static_configs": [target]}],
     }
     began_at = time.time()
