@@ -8,11 +8,11 @@ from typing import Any
 import yaml
 
 from observability.dashboards import DASHBOARDS
-from observability.rules import alerting, recorded
+from observability.rules import alerting, of_release, recorded
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = (ROOT / "observability" / "generated", ROOT / "charts" / "llm-api")
-"""Each gets ``dashboards/`` and ``rules/``."""
+PLAIN, CHART = ROOT / "observability" / "generated", ROOT / "charts" / "llm-api"
+"""Each gets ``dashboards/`` and ``rules/``; the chart's rules are of one release."""
 HEAD = "# Made by `make observability` from observability/: change that, not this.\n"
 
 
@@ -21,22 +21,25 @@ def as_yaml(value: Mapping[str, Any]) -> str:
     return HEAD + yaml.safe_dump(dict(value), sort_keys=False, width=100_000, allow_unicode=True)
 
 
-def files() -> dict[str, str]:
-    """Return what each file holds, by its path in a folder."""
+def files(folder: Path) -> dict[str, str]:
+    """Return what each file of a folder holds, by its path in it."""
+    rules = {"recording": recorded(), "alerts": alerting()}
     return {
         **{
             f"dashboards/{dashboard.uid}.json": json.dumps(dashboard.render(), indent=1, ensure_ascii=False) + "\n"
             for dashboard in DASHBOARDS
         },
-        "rules/recording.yaml": as_yaml(recorded()),
-        "rules/alerts.yaml": as_yaml(alerting()),
+        **{
+            f"rules/{name}.yaml": as_yaml(of_release(groups) if folder == CHART else groups)
+            for name, groups in rules.items()
+        },
     }
 
 
 def main() -> None:
     """Write all files, and take away what is generated no more."""
-    made = files()
-    for folder in FOLDERS:
+    for folder in (PLAIN, CHART):
+        made = files(folder)
         for kind in ("dashboards", "rules"):
             for old in (folder / kind).glob("*.*"):
                 if f"{kind}/{old.name}" not in made:

@@ -1,11 +1,18 @@
-"""The files of rules: what is recorded, and what alerts."""
+"""The files of rules: what is recorded, and what alerts; for everybody, and for one release of the chart."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from observability.alerts import ALERTS, HOURLY_COST, Alert
 from observability.promql import summed
 from observability.slo import OBJECTIVES, recording_rules
+
+PODS = 'namespace="@namespace@",pod=~"@pods@"'
+RELEASE = "@release@"
+"""What the chart puts a release's namespace, the pattern of its pods' names and its own name in the place of."""
+_MEASURED = re.compile(r"(?<![\w:])(llm_api_\w+)(?:\{([^}]*)\})?")
+_RECORDED = re.compile(r"(?<![\w:])((?:slo|namespace):[\w:]+)(?:\{([^}]*)\})?")
 
 
 def recorded() -> dict[str, Any]:
@@ -21,3 +28,20 @@ def alerting(alerts: Sequence[Alert] = ALERTS) -> dict[str, Any]:
         for severity in ("page", "ticket")
     }
     return {"groups": [{"name": name, "rules": rules} for name, rules in groups.items() if rules]}
+
+
+def of_release(rules: Mapping[str, Any]) -> dict[str, Any]:
+    """Return rules that look at one release alone, so that two of them in a namespace do not tell of each other."""
+    return {
+        "groups": [{**group, "rules": [_rule_of_release(rule) for rule in group["rules"]]} for group in rules["groups"]]
+    }
+
+
+def _rule_of_release(rule: Mapping[str, Any]) -> dict[str, Any]:
+    expr = _narrowed(_RECORDED, f'release="{RELEASE}"', _narrowed(_MEASURED, PODS, rule["expr"]))
+    return {**rule, "expr": expr, "labels": {**rule.get("labels", {}), "release": RELEASE}}
+
+
+def _narrowed(metric: re.Pattern[str], selector: str, expr: str) -> str:
+    """Put a selector on each metric of a sort."""
+    return metric.sub(lambda found: f"{found[1]}{{{','.join(filter(None, (found[2], selector)))}}}", expr)

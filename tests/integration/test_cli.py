@@ -106,8 +106,16 @@ def test_several_workers_share_port_store_and_metrics(ports: tuple[str, str], re
             query = {"prompt": "Hello", "model": "gpt-4o-mini", "max_tokens": "2", "ticket": ticket}
             assert httpx.get(f"{address}/stream", params=query).status_code == 200
         text = httpx.get(f"http://127.0.0.1:{ports[1]}/metrics").text
-        counted = re.findall(r'^llm_api_http_requests_total\{.*"/tickets".*\} (\S+)$', text, re.MULTILINE)
-        assert sum(map(float, counted)) == 20
+        for series in (
+            'llm_api_http_requests_total{.*"/tickets".*}',
+            'llm_api_requests_ended_total{family="stream",fault="none"}',
+            'llm_api_overhead_seconds_count{transport="sse"}',
+            'llm_api_upstream_duration_seconds_count{.*until="first_content"}',
+            "llm_api_time_per_output_token_seconds_count{.*}",
+            "llm_api_build_info{.*}",
+        ):
+            counted = re.findall(rf"^{series.replace('{', '[{]')} (\S+)$", text, re.MULTILINE)
+            assert sum(map(float, counted)) == (1 if "build" in series else 20), series
         assert service.stop(signal.SIGTERM)[0] == 0
     assert is_freed(int(ports[0]))
     assert is_freed(int(ports[1]))

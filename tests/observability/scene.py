@@ -23,7 +23,7 @@ import yaml
 from typing_extensions import override
 from websockets.asyncio.client import connect
 
-from observability.__main__ import FOLDERS
+from observability.__main__ import PLAIN
 from service.engine.attempts import RESERVE
 from tests.support.command import free_port, running
 from tests.support.live import simulating
@@ -53,12 +53,18 @@ class Scene:
     """Seconds since the epoch, before there was anything."""
     hook: str
     """The address of a caller's server."""
+    ended_at: float = 0.0
+    """When everything had happened: what is asked afterwards is asked for this time, however long that takes."""
     outcomes: dict[str, int] = field(default_factory=dict)
     """What clients saw, for whoever reads a failed test."""
 
     async def play(self) -> None:
         """Let everything happen once, but for the loss of a worker."""
         await _Round(self).play()
+
+    def query(self, expr: str) -> list[dict[str, Any]]:
+        """Return the series that an expression has in the end."""
+        return self.prometheus.query(expr, at=self.ended_at)
 
     def exposed(self, process: str) -> str:
         """Return what a process tells of itself."""
@@ -173,7 +179,7 @@ def played(folder: Path) -> Iterator[Scene]:
     target = {"targets": [f"127.0.0.1:{port}" for port in ports.values()], "labels": {"namespace": "test"}}
     config = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-        "rule_files": [str(FOLDERS[0] / "rules" / "*.yaml")],
+        "rule_files": [str(PLAIN / "rules" / "*.yaml")],
         "scrape_configs": [{"job_name": "llm-api", "static_configs": [target]}],
     }
     began_at = time.time()
@@ -198,6 +204,7 @@ def played(folder: Path) -> Iterator[Scene]:
                     scene.wait_for_scrapes(3)
                 asyncio.run(_lose_worker(scene, worker))
                 scene.wait_for_scrapes(3)
+                scene.ended_at = time.time()
                 yield scene
 
 

@@ -2,19 +2,22 @@
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from observability.__main__ import FOLDERS, files
+from observability.__main__ import CHART, PLAIN, files
 from observability.alerts import ALERTS, Alert
 from observability.dashboards import DASHBOARDS
 from observability.panels import Dashboard, Panel
+from observability.rules import PODS, RELEASE, alerting, of_release, recorded
 from observability.slo import OBJECTIVES, Objective
 from service.telemetry.metrics import FIRST_TOKEN_BUCKETS_S, JOB_BUCKETS_S, OVERHEAD_BUCKETS_S
 from tests.observability.cases import CASES
+from tests.support.prometheus import program
 
 ROOT = Path(__file__).parents[2]
 RUNBOOKS = ROOT / "docs" / "runbooks"
@@ -42,14 +45,36 @@ def named(dashboard: Dashboard, panel: Panel) -> str:
     return f"{dashboard.uid}: {panel.title}"
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", [PLAIN, CHART], ids=lambda folder: folder.name)
 def test_the_files_are_those_that_the_code_makes(folder: Path) -> None:
     there = {
         str(path.relative_to(folder)): path.read_text(encoding="utf-8")
         for kind in ("dashboards", "rules")
         for path in (folder / kind).iterdir()
     }
-    assert there == files(), "run `make observability`"
+    assert there == files(folder), "run `make observability`"
+
+
+@pytest.mark.parametrize("rules", [recorded(), alerting()], ids=["recording", "alerts"])
+def test_the_charts_rules_look_at_one_release_alone(rules: dict[str, Any]) -> None:
+    for plain, ours in zip(*(rules_of(one) for one in (rules, of_release(rules))), strict=True):
+        assert ours["labels"]["release"] == RELEASE
+        measured = re.findall(r"(?<![\w:])llm_api_\w+", plain["expr"])
+        known = re.findall(r"(?<![\w:])(?:slo|namespace):[\w:]+", plain["expr"])
+        assert ours["expr"].count(PODS) == len(measured)
+        assert ours["expr"].count(f'release="{RELEASE}"') == len(known)
+
+
+@pytest.mark.usefixtures("promtool")
+@pytest.mark.parametrize("folder", [PLAIN, CHART], ids=lambda folder: folder.name)
+def test_promtool_finds_nothing_wrong(folder: Path) -> None:
+    files = [str(path) for path in (folder / "rules").iterdir()]
+    done = subprocess.run([program("promtool"), "check", "rules", *files], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def rules_of(groups: dict[str, Any]) -> list[dict[str, Any]]:
+    return [rule for group in groups["groups"] for rule in group["rules"]]
 
 
 def test_each_alert_has_a_runbook_and_each_runbook_an_alert() -> None:

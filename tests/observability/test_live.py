@@ -94,7 +94,7 @@ def test_the_scene_had_every_outcome(scene: Scene) -> None:
     def counted(expr: str) -> Mapping[str, float]:
         return {
             ",".join(value for _, value in sorted(series["metric"].items())): float(series["value"][1])
-            for series in scene.prometheus.query(expr)
+            for series in scene.query(expr)
         }
 
     said = f"{scene.outcomes}"
@@ -134,13 +134,13 @@ def test_the_scene_had_every_outcome(scene: Scene) -> None:
         'llm_api_tokens_total{type="cached_input"}',
     ):
         # Also of the worker that is gone.
-        ((_, value),) = (found["value"] for found in scene.prometheus.query(f"sum(max_over_time({series}[10m]))"))
+        ((_, value),) = (found["value"] for found in scene.query(f"sum(max_over_time({series}[10m]))"))
         assert float(value) > 0, (series, said)
 
 
 @pytest.mark.parametrize("asked", EXPRESSIONS, ids=[asked.where for asked in EXPRESSIONS])
 def test_an_expression_has_data(asked: Asked, scene: Scene) -> None:
-    found = scene.prometheus.query(asked.expr)
+    found = scene.query(asked.expr)
     values = [series["value"][1] for series in found]
     if asked.exception is not None:
         assert not found, "it has data after all: take it from the list"
@@ -150,7 +150,7 @@ def test_an_expression_has_data(asked: Asked, scene: Scene) -> None:
 
 def test_what_fires_where_there_is_nothing_did_so_before_there_was_anything(scene: Scene) -> None:
     expr = next(alert.expr for alert in ALERTS if alert.name == "LLMAPINoData")
-    assert scene.prometheus.get("query", query=expr, time=scene.began_at - 60)["result"]
+    assert scene.prometheus.query(expr, at=scene.began_at - 60)
 
 
 @pytest.mark.parametrize("asked", EXPRESSIONS, ids=[asked.where for asked in EXPRESSIONS])
@@ -184,7 +184,7 @@ def queries_of(path: Path) -> list[str]:
 def test_a_runbooks_queries_work(path: Path, scene: Scene, names: set[str]) -> None:
     for expr in queries_of(path):
         try:
-            scene.prometheus.query(expr)
+            scene.query(expr)
         except HTTPError as error:
             pytest.fail(f"{expr}: {error.read().decode()}")
         assert metrics_in(expr) <= names, expr
@@ -202,8 +202,7 @@ def test_a_process_has_few_series_and_is_scraped_quickly(scene: Scene) -> None:
         for process in ("serve", "other worker")
     }
     ((_, took),) = (
-        series["value"]
-        for series in scene.prometheus.query("max(quantile_over_time(0.5, scrape_duration_seconds[10m]))")
+        series["value"] for series in scene.query("max(quantile_over_time(0.5, scrape_duration_seconds[10m]))")
     )
     print(f"series: {sizes}; the median scrape took {float(took) * 1_000:.0f} ms")
     assert max(sizes.values()) <= SERIES_MAX

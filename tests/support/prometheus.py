@@ -53,9 +53,10 @@ class Prometheus:
         with urlopen(f"{self.base_url}/api/v1/{path}?{urlencode(query)}", timeout=30) as answer:  # noqa: S310 - loopback
             return json.load(answer)["data"]
 
-    def query(self, expr: str) -> list[dict[str, Any]]:
-        """Return the series that an expression has now; raise ``HTTPError`` where it is none."""
-        found: list[dict[str, Any]] = self.get("query", query=expr)["result"]
+    def query(self, expr: str, *, at: float | None = None) -> list[dict[str, Any]]:
+        """Return the series that an expression has now, or had at a time; raise ``HTTPError`` where it is none."""
+        time_s = {} if at is None else {"time": at}
+        found: list[dict[str, Any]] = self.get("query", query=expr, **time_s)["result"]
         return found
 
     def scrapes(self) -> int:
