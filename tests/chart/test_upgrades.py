@@ -97,6 +97,13 @@ def test_another_password_restarts_who_has_it_and_the_same_one_nobody(name: str,
     assert all(second[workload] != template for workload, template in first.items())
 
 
+@pytest.mark.parametrize("password", ["password-000094", "password-000238"])
+def test_what_stands_for_a_password_is_a_word(password: str) -> None:
+    """Their hashes begin with 1776435414 and 910e801017, which some parsers of YAML take for numbers."""
+    made = templates([secret("try-llm-api-redis", password=password)], OWN)[STORE]
+    assert made["metadata"]["annotations"]["llm-api/redis"].startswith("sha256-")
+
+
 def test_the_simulator_does_not_restart_for_a_password() -> None:
     simulator = [
         pod(render_over([secret("try-llm-api-redis", password=word)], OWN), "try-llm-api-simulator")

@@ -23,7 +23,7 @@ metadata:
   annotations:
     kubectl.kubernetes.io/default-container: {{ .component }}
     {{- if .settings }}
-    llm-api/settings: {{ include "llm-api.restartHash" $root | quote }}
+    llm-api/settings: {{ include "llm-api.restartHash" $root | printf "sha256-%s" | quote }}
     {{- with include "llm-api.redisHash" $root }}
     llm-api/redis: {{ . | quote }}
     {{- end }}
@@ -261,18 +261,19 @@ capabilities: {drop: [ALL]}
 {{/*
 What changes with the password of Redis, or with its address: who has it in the environment takes a new pod then. Of a
 Secret that is not ours only its owner knows how hard it is to guess, so it is hashed with what cannot be guessed either.
+It begins with a word: some parsers of YAML take ten digits, or 910e801017, for a number.
 Empty where the Secret cannot be seen, as by `helm template`.
 */}}
 {{- define "llm-api.redisHash" -}}
 {{- with .Values.redis -}}
 {{- if and .enabled (not .password.existingSecret) -}}
-{{ include "llm-api.redisPassword" $ | sha256sum | trunc 10 }}
+{{ include "llm-api.redisPassword" $ | sha256sum | trunc 10 | printf "sha256-%s" }}
 {{- else -}}
 {{- $name := ternary .password.existingSecret .existingSecret .enabled -}}
 {{- $key := ternary .password.key .existingSecretKey .enabled -}}
 {{- with $name -}}
 {{- with lookup "v1" "Secret" $.Release.Namespace . -}}
-{{ printf "%s/%s" .metadata.uid (dig "data" $key "" .) | sha256sum | trunc 10 }}
+{{ printf "%s/%s" .metadata.uid (dig "data" $key "" .) | sha256sum | trunc 10 | printf "sha256-%s" }}
 {{- end -}}
 {{- end -}}
 {{- end -}}
