@@ -36,6 +36,8 @@ local prefix = KEYS[1]
 local STEP = 1000000
 local AT_ONCE = 100
 local SEEN_MS = 500
+-- Claims of one job that may end without a word of their worker before they count: its answer came too late to be heard.
+local UNHEARD_MAX = 40
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -178,6 +180,16 @@ local function hear(lease_ms, away_ms)
   end
 end
 
+-- How often its worker died on a job. One that was never heard of it has hardly begun it: the answer to its claim was lost.
+local function deaths(id)
+  local kept = redis.call('HMGET', key('job', id), 'attempts', 'released', 'heard', 'unheard')
+  if kept[3] ~= kept[1] and tonumber(kept[4] or '0') < UNHEARD_MAX then
+    redis.call('HINCRBY', key('job', id), 'unheard', 1)
+    kept[2] = redis.call('HINCRBY', key('job', id), 'released', 1)
+  end
+  return kept[1] - (kept[2] or 0)
+end
+
 local command = ARGV[1]
 local id = ARGV[2]
 
@@ -262,6 +274,7 @@ if command == 'beat' then
     local job = ARGV[at]
     if is_theirs(job, ARGV[at + 1]) then
       redis.call('ZADD', key('leases'), whole(now + ARGV[2]), job)
+      redis.call('HSET', key('job', job), 'heard', ARGV[at + 1])
       if ARGV[at + 2] ~= '' then
         redis.call('HSET', key('job', job), 'progress', ARGV[at + 2])
       end
@@ -342,13 +355,13 @@ for _, job in ipairs(redis.call('ZRANGEBYSCORE', key('deadlines'), '-inf', whole
 end
 
 for _, job in ipairs(redis.call('ZRANGEBYSCORE', key('leases'), '-inf', whole(now), 'LIMIT', 0, AT_ONCE)) do
-  local kept = redis.call('HMGET', key('job', job), 'attempts', 'released', 'batch')
+  local kept = redis.call('HMGET', key('job', job), 'attempts', 'batch')
   redis.call('ZREM', key('leases'), job)
   if not kept[1] then -- somebody removed its record
     redis.call('ZREM', key('waiting'), job)
-  elseif kept[3] and not is_open(kept[3]) then
+  elseif kept[2] and not is_open(kept[2]) then
     forget_line(job)
-  elseif kept[1] - (kept[2] or 0) >= attempts_max then
+  elseif deaths(job) >= attempts_max then
     redis.call('HSET', key('job', job), 'error', lost)
     finish(job, 'failed', result_ms, gone_ms)
   else

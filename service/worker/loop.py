@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
@@ -144,7 +144,7 @@ class Worker:
         self._wake.clear()
         free = self._settings.concurrency - len(self._running)
         jobs = await self._store.claim(free) if free else ()
-        for job in jobs:
+        for job in await self._confirmed(jobs):
             for other in self._running.values():
                 if other.job.id == job.id:  # it was taken from us, while we could not be heard
                     self._take_away(other)
@@ -157,6 +157,16 @@ class Worker:
             with suppress(TimeoutError):
                 async with asyncio.timeout(POLL_S):
                     await self._wake.wait()
+
+    async def _confirmed(self, jobs: Sequence[Job]) -> Sequence[Job]:
+        """Say that we have these jobs, before one of them can end this process; return those that are ours."""
+        if not jobs:
+            return ()
+        try:
+            answer = await self._store.beat([Beat(job.id, job.fence) for job in jobs])
+        except StoreUnavailable:  # the next beat says it
+            return jobs
+        return [job for job in jobs if job.id not in answer.stopped]
 
     @staticmethod
     def _take_away(running: _Running) -> None:

@@ -343,6 +343,7 @@ async def test_what_a_dead_worker_left_is_next(redis_url: str) -> None:
     async with redis_store(redis_url) as store:
         first, second = await submitted(store, job(), job())
         (claimed,) = await store.claim(1)
+        await store.beat([Beat(first, claimed.fence)])
         assert await store.claim(0) == []
         await asyncio.sleep(LEASE_S + 0.1)
         again = await store.claim(2)
@@ -367,11 +368,35 @@ async def test_a_job_that_kills_its_workers_fails_with_the_reason(redis_url: str
     async with redis_store(redis_url, attempts_max=2) as store:
         (job_id,) = await submitted(store, job())
         for attempt in (1, 2):
-            assert [one.attempts for one in await store.claim(1)] == [attempt]
+            (claimed,) = await store.claim(1)
+            assert claimed.attempts == attempt
+            await store.beat([Beat(job_id, claimed.fence)])
             await asyncio.sleep(LEASE_S + 0.1)
         assert await store.claim(1) == []
         lost = await found(store, job_id)
         assert (lost.status, lost.error) == (JobStatus.FAILED, LOST)
+
+
+async def test_claims_whose_answers_came_too_late_are_no_attempts(redis_url: str) -> None:
+    async with redis_store(redis_url, attempts_max=1) as store:
+        first, second = await submitted(store, job(), job())
+        for _ in range(3):
+            assert [one.attempts for one in await store.claim(1)] == [1]
+            await asyncio.sleep(LEASE_S + 0.1)
+        assert [(one.id, one.attempts) for one in await store.claim(2)] == [(first, 1), (second, 1)]
+
+
+async def test_a_job_of_which_nobody_ever_tells_is_not_begun_for_ever(redis_url: str) -> None:
+    prefix = f"{{jobs-{secrets.token_hex(4)}}}:"
+    async with redis_store(redis_url, attempts_max=1, prefix=prefix) as store:
+        (job_id,) = await submitted(store, job())
+        await store.claim(1)
+        client: Redis = Redis.from_url(redis_url)
+        await client.hset(f"{prefix}job:{job_id}", "unheard", "40")
+        await client.aclose()
+        await asyncio.sleep(LEASE_S + 0.1)
+        assert await store.claim(1) == []
+        assert (await found(store, job_id)).error == LOST
 
 
 async def test_what_was_given_back_does_not_count_as_a_death(redis_url: str) -> None:
