@@ -1,21 +1,4 @@
--- Jobs of a fleet: records, queues, leases and results, changed together or not at all, on the server's own clock.
---
--- KEYS[1] is the prefix of all keys, in braces. Times are in milliseconds since the epoch. Below the prefix:
---   job:ID              hash, the record; it goes when its result is too old
---   gone:ID             the principal of a job that is over, kept for longer
---   queued:PRIORITY     sorted set of the jobs that wait, by start tag; a member is 16 digits of its coming, and the id
---   tags:PRIORITY       hash: principal -> the start tag of its next job
---   begun:PRIORITY      the start tag of the newest that was begun
---   waiting             sorted set of all that wait, by the time of their coming
---   deferred            sorted set of jobs that wait for a time
---   leases              sorted set of the jobs that run, by the time until which their worker need not be heard
---   deadlines           sorted set of the jobs that have one and are not over
---   batch:ID            hash: a batch; file:ID, lines:ID its file and that file's lines by number; results:ID what came of
---                       them: S and an answer, or E and an error. A line that runs is a job, ID/NUMBER, with a record as
---                       any other; a batch that waits stands in a queue once, and its next line is taken each time
---   batches:PRINCIPAL   sorted set of its batches, by the time of their coming
---   outbox              sorted set of the jobs that are over and of which a server is to be told, by when
---   seen                when a worker was heard last
+-- Jobs: the part of the script (behind queue.lua and batches.lua) for records, leases and results.
 --
 --   submit ID QUEUE_MAX PRINCIPAL ROUTE BODY PRIORITY WEIGHT DEADLINE|0 FINGERPRINT WEBHOOK
 --                                                   -> { 1, record }, { 0 }: the queue is full, { 2 }: another has this id
@@ -28,91 +11,8 @@
 --   release ID ATTEMPT WAIT_MS SETBACKS             -> 1, or 0; it goes back, and this was no attempt
 --   hooks COUNT HOLD_MS                             -> { id, attempt, record }..., which are nobody else's for so long
 --   hooked ID STATUS WAIT_MS                        -> 1; while the status is pending, it is due again after that
---   batch ID PRINCIPAL WEIGHT FILE ENDPOINT TOTAL WINDOW_MS METADATA      -> fields of the batch
---   batch-cancel ID RESULT_MS                       -> fields of the batch, empty for an unknown one
 --   depth                                           -> { interactive, batch, running, ms of the longest wait }
 -- A record is { now, position or -1, field, value, ... }. LOST and EXPIRED are errors, as JSON.
-local prefix = KEYS[1]
-local STEP = 1000000
-local AT_ONCE = 100
-local SEEN_MS = 500
--- Claims of one job that may end without a word of their worker before they count: its answer came too late to be heard.
-local UNHEARD_MAX = 40
-
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-
-local function whole(number)
-  return string.format('%.0f', number)
-end
-
-local function key(...)
-  return prefix .. table.concat({ ... }, ':')
-end
-
-local function field(id, name)
-  return redis.call('HGET', key('job', id), name)
-end
-
-local function begun(priority)
-  return tonumber(redis.call('GET', key('begun', priority)) or '0')
-end
-
-local function queue(id)
-  local kept = redis.call('HMGET', key('job', id), 'priority', 'member', 'tag', 'created', 'attempts')
-  if not kept[1] then -- somebody removed its record
-    return
-  end
-  -- Had it been begun before, nobody who waits is before it.
-  local tag = kept[5] == '0' and tonumber(kept[3]) or math.min(kept[3], begun(kept[1]))
-  redis.call('ZADD', key('queued', kept[1]), whole(tag), kept[2])
-  redis.call('ZADD', key('waiting'), kept[4], id)
-end
-
-local function unqueue(id)
-  local kept = redis.call('HMGET', key('job', id), 'priority', 'member')
-  redis.call('ZREM', key('queued', kept[1]), kept[2])
-  redis.call('ZREM', key('deferred'), id)
-  redis.call('ZREM', key('waiting'), id)
-end
-
--- End a batch; what is kept of it goes after result_ms.
-local function close_batch(id, status, result_ms)
-  local batch = key('batch', id)
-  local kept = redis.call('HMGET', batch, 'member', 'file')
-  redis.call('ZREM', key('queued', 'batch'), kept[1])
-  redis.call('ZREM', key('waiting'), id)
-  redis.call('HSET', batch, 'status', status, 'finished', whole(now), 'kept', whole(now + result_ms))
-  for _, name in ipairs({ batch, key('results', id), key('file', kept[2]), key('lines', kept[2]) }) do
-    redis.call('PEXPIRE', name, result_ms)
-  end
-end
-
-local function is_open(batch)
-  return redis.call('HGET', key('batch', batch), 'status') == 'in_progress'
-end
-
-local function forget_line(id)
-  unqueue(id)
-  redis.call('ZREM', key('leases'), id)
-  redis.call('DEL', key('job', id))
-end
-
--- Write what came of a line, once; with the last one its batch is over.
-local function finish_line(id, batch, status, result_ms)
-  local kept = redis.call('HMGET', key('job', id), 'answer', 'error')
-  forget_line(id)
-  local is_complete = status == 'complete'
-  local result = is_complete and 'S' .. kept[1] or 'E' .. (kept[2] or '{}')
-  if redis.call('HSETNX', key('results', batch), string.match(id, '/(%d+)$'), result) == 1 then
-    redis.call('HINCRBY', key('batch', batch), is_complete and 'completed' or 'failed', 1)
-  end
-  local count = redis.call('HMGET', key('batch', batch), 'completed', 'failed', 'total')
-  if count[1] + count[2] >= tonumber(count[3]) then
-    close_batch(batch, 'completed', result_ms)
-  end
-end
-
 local function finish(id, status, result_ms, gone_ms)
   local batch = field(id, 'batch')
   if batch then
@@ -189,9 +89,6 @@ local function deaths(id)
   end
   return kept[1] - (kept[2] or 0)
 end
-
-local command = ARGV[1]
-local id = ARGV[2]
 
 if command == 'get' then
   return found(id)
@@ -314,29 +211,6 @@ if command == 'hooked' then
   return 1
 end
 
-if command == 'batch' then
-  local principal, weight, file, total = ARGV[3], ARGV[4], ARGV[5], ARGV[7]
-  local tag = math.max(begun('batch'), tonumber(redis.call('HGET', key('tags', 'batch'), principal) or '0'))
-  local member = string.format('%016.0f', redis.call('INCR', key('count'))) .. id
-  redis.call('HSET', key('batch', id), 'status', 'in_progress', 'principal', principal, 'weight', weight, 'file', file,
-    'endpoint', ARGV[6], 'total', total, 'next', '0', 'completed', '0', 'failed', '0', 'created', whole(now),
-    'window', ARGV[8], 'metadata', ARGV[9], 'member', member)
-  redis.call('HSET', key('file', file), 'batch', id)
-  redis.call('PERSIST', key('file', file))
-  redis.call('PERSIST', key('lines', file))
-  redis.call('ZADD', key('queued', 'batch'), whole(tag), member)
-  redis.call('ZADD', key('waiting'), whole(now), id)
-  redis.call('ZADD', key('batches', principal), whole(now), id)
-  return redis.call('HGETALL', key('batch', id))
-end
-
-if command == 'batch-cancel' then
-  if is_open(id) then
-    close_batch(id, 'cancelled', tonumber(ARGV[3]))
-  end
-  return redis.call('HGETALL', key('batch', id))
-end
-
 if command == 'depth' then
   local oldest = redis.call('ZRANGE', key('waiting'), 0, 0, 'WITHSCORES')
   return { redis.call('ZCARD', key('queued', 'interactive')), redis.call('ZCARD', key('queued', 'batch')),
@@ -375,30 +249,6 @@ for _, job in ipairs(redis.call('ZRANGEBYSCORE', key('deferred'), '-inf', whole(
   queue(job)
 end
 
--- Take the next line of a batch as a job, and queue the rest of it a step later; nil where there is none to be taken.
-local function take_line(batch, tag, member)
-  local kept = redis.call('HMGET', key('batch', batch), 'status', 'next', 'total', 'principal', 'weight', 'file',
-    'endpoint', 'created', 'window')
-  if kept[1] ~= 'in_progress' then
-    return nil
-  end
-  if kept[8] + kept[9] <= now then
-    close_batch(batch, 'expired', result_ms)
-    return nil
-  end
-  local number = redis.call('HINCRBY', key('batch', batch), 'next', 1)
-  if number < tonumber(kept[3]) then
-    redis.call('ZADD', key('queued', 'batch'), whole(tag + STEP / kept[5]), member)
-    redis.call('ZADD', key('waiting'), whole(now), batch)
-  end
-  local job = batch .. '/' .. number
-  local line = redis.call('HGET', key('lines', kept[6]), number)
-  redis.call('HSET', key('job', job), 'principal', kept[4], 'route', kept[7], 'body', line, 'priority', 'batch',
-    'created', whole(now), 'attempts', '0', 'tag', whole(tag), 'fingerprint', '', 'batch', batch,
-    'member', string.format('%016.0f', redis.call('INCR', key('count'))) .. job)
-  return job
-end
-
 local taken = {}
 for _, priority in ipairs({ 'interactive', 'batch' }) do
   while #taken < count do
@@ -412,7 +262,7 @@ for _, priority in ipairs({ 'interactive', 'batch' }) do
     redis.call('ZREM', key('waiting'), job)
     if string.sub(job, 1, 6) == 'batch_' then
       if not string.find(job, '/', 1, true) then
-        job = take_line(job, first[2], first[1])
+        job = take_line(job, first[2], first[1], result_ms)
       elseif not is_open(field(job, 'batch') or '') then -- given back before its batch was ended
         forget_line(job)
         job = nil

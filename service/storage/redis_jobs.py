@@ -30,7 +30,9 @@ from service.domain.job import (
 from service.domain.principal import Priority
 from service.storage.redis import close_redis, redis_client, redis_errors
 
-SCRIPT = files("service.storage").joinpath("jobs.lua").read_text("utf-8")
+SCRIPT = "".join(
+    files("service.storage").joinpath(name).read_text("utf-8") for name in ("queue.lua", "batches.lua", "jobs.lua")
+)
 PREFIX = "{llm-api:jobs}:"
 """The braces put all keys into one slot of a Redis Cluster, so that a script may touch them together."""
 PATIENCE_S = 1.0

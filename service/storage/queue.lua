@@ -1,0 +1,64 @@
+-- Jobs of a fleet: records, queues, leases and results, changed together or not at all, on the server's own clock.
+--
+-- KEYS[1] is the prefix of all keys, in braces. Times are in milliseconds since the epoch. Below the prefix:
+--   job:ID              hash, the record; it goes when its result is too old
+--   gone:ID             the principal of a job that is over, kept for longer
+--   queued:PRIORITY     sorted set of the jobs that wait, by start tag; a member is 16 digits of its coming, and the id
+--   tags:PRIORITY       hash: principal -> the start tag of its next job
+--   begun:PRIORITY      the start tag of the newest that was begun
+--   waiting             sorted set of all that wait, by the time of their coming
+--   deferred            sorted set of jobs that wait for a time
+--   leases              sorted set of the jobs that run, by the time until which their worker need not be heard
+--   deadlines           sorted set of the jobs that have one and are not over
+--   batch:ID            hash: a batch; file:ID, lines:ID its file and that file's lines by number; results:ID what came of
+--                       them: S and an answer, or E and an error. A line that runs is a job, ID/NUMBER, with a record as
+--                       any other; a batch that waits stands in a queue once, and its next line is taken each time
+--   batches:PRINCIPAL   sorted set of its batches, by the time of their coming
+--   outbox              sorted set of the jobs that are over and of which a server is to be told, by when
+--   seen                when a worker was heard last
+local prefix = KEYS[1]
+local STEP = 1000000
+local AT_ONCE = 100
+local SEEN_MS = 500
+-- Claims of one job that may end without a word of their worker before they count: its answer came too late to be heard.
+local UNHEARD_MAX = 40
+
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+local function whole(number)
+  return string.format('%.0f', number)
+end
+
+local function key(...)
+  return prefix .. table.concat({ ... }, ':')
+end
+
+local function field(id, name)
+  return redis.call('HGET', key('job', id), name)
+end
+
+local function begun(priority)
+  return tonumber(redis.call('GET', key('begun', priority)) or '0')
+end
+
+local function queue(id)
+  local kept = redis.call('HMGET', key('job', id), 'priority', 'member', 'tag', 'created', 'attempts')
+  if not kept[1] then -- somebody removed its record
+    return
+  end
+  -- Had it been begun before, nobody who waits is before it.
+  local tag = kept[5] == '0' and tonumber(kept[3]) or math.min(kept[3], begun(kept[1]))
+  redis.call('ZADD', key('queued', kept[1]), whole(tag), kept[2])
+  redis.call('ZADD', key('waiting'), kept[4], id)
+end
+
+local function unqueue(id)
+  local kept = redis.call('HMGET', key('job', id), 'priority', 'member')
+  redis.call('ZREM', key('queued', kept[1]), kept[2])
+  redis.call('ZREM', key('deferred'), id)
+  redis.call('ZREM', key('waiting'), id)
+end
+
+local command = ARGV[1]
+local id = ARGV[2]
