@@ -164,6 +164,8 @@ LOST = JobError(
     retryable=True,
 )
 """Why a job fails that was begun as often as it may be."""
+UNREADABLE = JobError("job_unreadable", "the record of this job cannot be read any more", retryable=True)
+"""Why a job fails whose record somebody changed."""
 DEADLINE_PASSED = JobError(
     "job_expired", "the deadline of this job came before its answer; submit it again with a later one", retryable=True
 )

@@ -15,7 +15,7 @@ local function close_batch(id, status, result_ms)
 end
 
 local function is_open(batch)
-  return redis.call('HGET', key('batch', batch), 'status') == 'in_progress'
+  return batch and redis.call('HGET', key('batch', batch), 'status') == 'in_progress'
 end
 
 local function forget_line(id)

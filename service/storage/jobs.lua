@@ -67,15 +67,16 @@ local function found(id)
   return { -1 }
 end
 
--- Note that a worker was heard. If none could be for long, that was the store's fault, and says nothing of any of them.
+-- Note that a worker was heard. If none could be for long, that was the store's fault, and says nothing of any of them;
+-- nor does a time to come, from before the store's clock was put back.
 local function hear(lease_ms, away_ms)
   local seen = tonumber(redis.call('GET', key('seen')) or '0')
-  if now - seen > away_ms then
-    for _, job in ipairs(redis.call('ZRANGEBYSCORE', key('leases'), '-inf', whole(now + lease_ms))) do
+  if now - seen > away_ms or seen > now then
+    for _, job in ipairs(redis.call('ZRANGE', key('leases'), 0, -1)) do
       redis.call('ZADD', key('leases'), whole(now + lease_ms), job)
     end
   end
-  if now - seen > SEEN_MS then
+  if now - seen > SEEN_MS or seen > now then
     redis.call('SET', key('seen'), whole(now))
   end
 end
@@ -224,8 +225,13 @@ local result_ms, gone_ms, lost, expired = tonumber(ARGV[6]), tonumber(ARGV[7]), 
 hear(lease_ms, away_ms)
 
 for _, job in ipairs(redis.call('ZRANGEBYSCORE', key('deadlines'), '-inf', whole(now), 'LIMIT', 0, AT_ONCE)) do
-  redis.call('HSET', key('job', job), 'error', expired)
-  finish(job, 'expired', result_ms, gone_ms)
+  if redis.call('EXISTS', key('job', job)) == 1 then
+    redis.call('HSET', key('job', job), 'error', expired)
+    finish(job, 'expired', result_ms, gone_ms)
+  else -- somebody removed its record
+    redis.call('ZREM', key('deadlines'), job)
+    unqueue(job)
+  end
 end
 
 for _, job in ipairs(redis.call('ZRANGEBYSCORE', key('leases'), '-inf', whole(now), 'LIMIT', 0, AT_ONCE)) do
@@ -263,7 +269,7 @@ for _, priority in ipairs({ 'interactive', 'batch' }) do
     if string.sub(job, 1, 6) == 'batch_' then
       if not string.find(job, '/', 1, true) then
         job = take_line(job, first[2], first[1], result_ms)
-      elseif not is_open(field(job, 'batch') or '') then -- given back before its batch was ended
+      elseif not is_open(field(job, 'batch')) then -- given back before its batch was ended
         forget_line(job)
         job = nil
       end

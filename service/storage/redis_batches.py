@@ -10,7 +10,7 @@ from redis.commands.core import AsyncScript
 
 from service.config import JobSettings, RedisSettings
 from service.domain.batch import Batch, BatchFile, BatchStatus, LineResult
-from service.storage.redis import close_redis, redis_client, redis_errors
+from service.storage.redis import close_redis, redis_client, redis_errors, script_errors
 from service.storage.redis_jobs import PREFIX, SCRIPT
 
 PATIENCE_S = 5.0
@@ -183,7 +183,7 @@ class RedisBatchStore:
     async def _run(self, command: str, *arguments: Any) -> Any:
         if self._script is None:
             raise AssertionError("the store is not opened")
-        with redis_errors():
+        with script_errors():
             return await self._script(keys=[self._prefix], args=[command, *arguments])
 
 

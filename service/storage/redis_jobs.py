@@ -1,5 +1,6 @@
 """Jobs of a fleet in Redis: one script for all that changes them."""
 
+import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -15,6 +16,7 @@ from service.domain.idempotency import other_body
 from service.domain.job import (
     DEADLINE_PASSED,
     LOST,
+    UNREADABLE,
     Beat,
     BeatAnswer,
     DueWebhook,
@@ -28,7 +30,9 @@ from service.domain.job import (
     queue_full,
 )
 from service.domain.principal import Priority
-from service.storage.redis import close_redis, redis_client, redis_errors
+from service.storage.redis import close_redis, redis_client, script_errors
+
+logger = logging.getLogger(__name__)
 
 SCRIPT = "".join(
     files("service.storage").joinpath(name).read_text("utf-8") for name in ("queue.lua", "batches.lua", "jobs.lua")
@@ -39,13 +43,14 @@ PATIENCE_S = 1.0
 """What each command has beyond ``redis.timeout_s``: one that is given up may have been carried out."""
 MAX_CONNECTIONS = 32
 AWAY_S = 5.0
-"""Without a word from any worker for so long, the store was away, or all of them were."""
+"""Without a word from any worker for so long, or for a third of the lease, the store was away, or all of them were."""
 WATCHED_S = 5.0
 """A watcher counts as one for so long after it last looked."""
 GONE_S = 7 * 86_400.0
 """How long it is known, after that, that there was a result."""
 
 _OTHER_REQUEST = 2
+_UNREADABLE = (KeyError, ValueError, msgspec.MsgspecError)
 
 
 class _Line(msgspec.Struct):
@@ -58,12 +63,12 @@ class RedisJobStore:
     """Obeys :class:`service.engine.jobs.JobStore` for all processes over one store."""
 
     def __init__(
-        self, *, redis: RedisSettings, settings: JobSettings, prefix: str = PREFIX, away_s: float = AWAY_S
+        self, *, redis: RedisSettings, settings: JobSettings, prefix: str = PREFIX, away_s: float | None = None
     ) -> None:
         self._redis = redis
         self._settings = settings
         self._prefix = prefix
-        self._away_s = away_s
+        self._away_s = min(AWAY_S, settings.lease_s / 3) if away_s is None else away_s
         self._script: AsyncScript | None = None
 
     @asynccontextmanager
@@ -120,7 +125,17 @@ class RedisJobStore:
             msgspec.json.encode(LOST),
             msgspec.json.encode(DEADLINE_PASSED),
         )
-        return [_job(job_id.decode(), record) for job_id, record in claimed]
+        jobs: list[Job] = []
+        for name, record in claimed:
+            job_id = name.decode()
+            try:
+                jobs.append(_job(job_id, record))
+            except _UNREADABLE:
+                logger.exception("job failed: its record cannot be read", extra={"job_id": job_id})
+                fence = _fields(record)["attempts"]
+                error = msgspec.json.encode(UNREADABLE)
+                await self._run("finish", job_id, fence, *self._kept(), JobStatus.FAILED.value, "error", error)
+        return jobs
 
     async def beat(self, beats: Sequence[Beat]) -> BeatAnswer:
         """See :class:`service.engine.jobs.JobStore`."""
@@ -152,7 +167,15 @@ class RedisJobStore:
     async def due_webhooks(self, count: int, hold_s: float) -> Sequence[DueWebhook]:
         """See :class:`service.engine.jobs.JobStore`."""
         due = await self._run("hooks", count, _ms(hold_s))
-        return [DueWebhook(_job(job_id.decode(), record), attempt) for job_id, attempt, record in due]
+        readable: list[DueWebhook] = []
+        for name, attempt, record in due:
+            job_id = name.decode()
+            try:
+                readable.append(DueWebhook(_job(job_id, record), attempt))
+            except _UNREADABLE:
+                logger.exception("nobody is told of a job: its record cannot be read", extra={"job_id": job_id})
+                await self.settle_webhook(job_id, "failed")
+        return readable
 
     async def settle_webhook(self, job_id: str, status: WebhookStatus, *, wait_s: float = 0.0) -> None:
         """See :class:`service.engine.jobs.JobStore`."""
@@ -164,7 +187,7 @@ class RedisJobStore:
     async def _run(self, command: str, *arguments: Any) -> Any:
         if self._script is None:
             raise AssertionError("the store is not opened")
-        with redis_errors():
+        with script_errors():
             return await self._script(keys=[self._prefix], args=[command, *arguments])
 
 
@@ -178,8 +201,8 @@ def _found(job_id: str, reply: list[Any]) -> Job | GoneJob | None:
 
 
 def _job(job_id: str, record: list[Any]) -> Job:
-    _, position, *pairs = record
-    fields = dict(zip(_texts(pairs[::2]), pairs[1::2], strict=True))
+    position = record[1]
+    fields = _fields(record)
     return Job(
         id=job_id,
         principal=fields["principal"].decode(),
@@ -205,6 +228,11 @@ def _job(job_id: str, record: list[Any]) -> Job:
         cost_nano_usd=int(fields["cost"]) if "cost" in fields else None,
         error=msgspec.json.decode(fields["error"], type=JobError) if "error" in fields else None,
     )
+
+
+def _fields(record: list[Any]) -> dict[str, bytes]:
+    _, _, *pairs = record
+    return dict(zip(_texts(pairs[::2]), pairs[1::2], strict=True))
 
 
 def _body(fields: dict[str, bytes]) -> bytes:

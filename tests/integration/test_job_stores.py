@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
+from redis.exceptions import ReadOnlyError, ResponseError
 
 from service.config import JobSettings, RedisSettings
 from service.domain.clock import SystemClock
@@ -18,6 +19,7 @@ from service.domain.principal import Priority
 from service.engine.jobs import JobStore
 from service.errors import Overloaded, StoreUnavailable
 from service.storage.memory_jobs import MemoryJobStore
+from service.storage.redis import ScriptDefect, open_redis, script_errors
 from service.storage.redis_jobs import RedisJobStore
 from tests.support.redis_server import own_redis
 
@@ -33,7 +35,7 @@ def settings(**changed: float) -> JobSettings:
 
 @asynccontextmanager
 async def redis_store(
-    url: str, *, prefix: str | None = None, away_s: float = 60.0, **changed: float
+    url: str, *, prefix: str | None = None, away_s: float | None = 60.0, **changed: float
 ) -> AsyncIterator[RedisJobStore]:
     store = RedisJobStore(
         redis=RedisSettings(url=SecretStr(url), timeout_s=1.0),
@@ -412,16 +414,111 @@ async def test_a_record_that_somebody_removed_stops_nobody(redis_url: str) -> No
     prefix = f"{{jobs-{secrets.token_hex(4)}}}:"
     async with redis_store(redis_url, prefix=prefix) as store:
         waiting, deferred, running, last = await submitted(store, *(job() for _ in range(4)))
+        (late,) = await submitted(store, replace(job(), deadline_at=SystemClock().wall() + 0.05))
         first, second, third = await store.claim(3)
         await store.release(first)
         await store.release(second, wait_s=0.05)
         assert [first.id, second.id, third.id] == [waiting, deferred, running]
         client: Redis = Redis.from_url(redis_url)
-        await client.delete(*(f"{prefix}job:{job_id}" for job_id in (waiting, deferred, running)))
-        await client.aclose()
+        await client.delete(*(f"{prefix}job:{job_id}" for job_id in (waiting, deferred, running, late)))
         await asyncio.sleep(LEASE_S + 0.1)
         assert [one.id for one in await store.claim(9)] == [last]
         assert await store.claim(9) == []
+        assert (await store.depth()).waiting == {"interactive": 0, "batch": 0}
+        assert await client.zcard(f"{prefix}waiting") == await client.zcard(f"{prefix}deadlines") == 0
+        await client.aclose()
+
+
+async def test_a_record_that_cannot_be_read_fails_alone(redis_url: str) -> None:
+    prefix = f"{{jobs-{secrets.token_hex(4)}}}:"
+    async with redis_store(redis_url, prefix=prefix) as store:
+        first, bad, last = await submitted(store, *(job() for _ in range(3)))
+        client: Redis = Redis.from_url(redis_url)
+        await client.hdel(f"{prefix}job:{bad}", "fingerprint")
+        assert [one.id for one in await store.claim(9)] == [first, last]
+        assert await client.hget(f"{prefix}job:{bad}", "status") == b"failed"
+        assert b"job_unreadable" in (await client.hget(f"{prefix}job:{bad}", "error") or b"")
+        await client.aclose()
+
+
+async def test_an_error_of_the_script_is_a_defect_and_no_outage(redis_url: str) -> None:
+    prefix = f"{{jobs-{secrets.token_hex(4)}}}:"
+    async with redis_store(redis_url, prefix=prefix) as store:
+        client: Redis = Redis.from_url(redis_url)
+        await client.set(f"{prefix}leases", "not a sorted set")
+        await client.aclose()
+        with pytest.raises(ScriptDefect, match="WRONGTYPE"):
+            await store.claim(1)
+
+
+@pytest.mark.parametrize("answer", ["BUSY Redis is busy running a script", "Error running script: -OOM not allowed"])
+def test_what_a_server_refuses_for_a_time_is_an_outage(answer: str) -> None:
+    with pytest.raises(StoreUnavailable), script_errors():
+        raise ResponseError(answer)
+
+
+async def test_a_full_store_can_be_drained() -> None:
+    with own_redis() as server:
+        client: Redis = Redis.from_url(server.url)
+        async with redis_store(server.url) as store:
+            ids = await submitted(store, *(replace(job(), body=b"x" * 100_000) for _ in range(4)))
+            first, second, third = await store.claim(3)
+            await client.config_set("maxmemory", 1_000_000)
+            with pytest.raises(StoreUnavailable):
+                await store.submit(job())
+            assert not (await store.beat([Beat(first.id, first.fence)])).stopped
+            assert await store.finish(first, DONE)
+            assert await store.release(second)
+            assert isinstance(await store.cancel(third.id), Job)
+            assert [one.id for one in await store.claim(9)] == [second.id, ids[3]]
+        await client.aclose()
+
+
+async def test_a_connection_to_what_has_become_a_replica_is_not_kept() -> None:
+    with own_redis() as server:
+        client: Redis = Redis.from_url(server.url)
+        async with redis_store(server.url) as store, open_redis(RedisSettings(url=SecretStr(server.url))) as other:
+            await store.submit(job())
+            await other.set("a", "b")
+            known = {one["id"] for one in await client.client_list()}
+            await client.replicaof("127.0.0.1", "1")
+            with pytest.raises(StoreUnavailable):
+                await store.claim(1)
+            for transaction in (True, False):
+                pipeline = other.pipeline(transaction=transaction)
+                pipeline.set("a", "b")
+                with pytest.raises(ReadOnlyError):
+                    await pipeline.execute()
+            pipeline = other.pipeline(transaction=False)
+            pipeline.set("a", "b")
+            assert await pipeline.execute(raise_on_error=False)
+            left = {one["id"] for one in await client.client_list()}
+            assert len(known & left) == 1  # the test's own
+        await client.aclose()
+
+
+async def test_a_clock_that_was_put_back_keeps_no_dead_workers_job(redis_url: str) -> None:
+    prefix = f"{{jobs-{secrets.token_hex(4)}}}:"
+    async with redis_store(redis_url, prefix=prefix) as store:
+        (job_id,) = await submitted(store, job())
+        await store.claim(1)
+        later_ms = (SystemClock().wall() + 3_600) * 1_000
+        client: Redis = Redis.from_url(redis_url)
+        await client.set(f"{prefix}seen", int(later_ms))
+        await client.zadd(f"{prefix}leases", {job_id: later_ms})
+        await client.aclose()
+        assert await store.claim(1) == []
+        await asyncio.sleep(LEASE_S + 0.1)
+        assert [one.id for one in await store.claim(1)] == [job_id]
+
+
+async def test_an_outage_is_told_from_a_death_within_a_third_of_the_lease(redis_url: str) -> None:
+    async with redis_store(redis_url, away_s=None) as store:
+        await store.submit(job())
+        (claimed,) = await store.claim(1)
+        await asyncio.sleep(LEASE_S + 0.1)
+        assert await store.claim(1) == []
+        assert await store.finish(claimed, DONE)
 
 
 async def test_after_an_outage_of_the_store_nobody_is_taken_for_dead(redis_url: str) -> None:
