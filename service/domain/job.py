@@ -67,6 +67,8 @@ class Job:
     """How often it was begun at all: the newest attempt has this number, and no other can finish the job."""
     setbacks: int = 0
     """How often its providers failed it, and it was put back."""
+    waits: int = 0
+    """How often it was told to wait for what passes."""
     position: int | None = None
     """How many are before it, while it is queued; others' jobs may still come between."""
     started_at: float | None = None
@@ -145,9 +147,12 @@ class QueueDepth:
     """How much there is to do."""
 
     waiting: dict[Priority, int]
+    """Those that could be begun."""
     running: int
+    deferred: int
+    """Those that wait for a time, and could not be begun before."""
     oldest_wait_s: float
-    """How long the oldest of those that wait has waited; 0 where none does."""
+    """How long one has waited at most that could be begun; 0 where none can."""
 
 
 class DueWebhook(NamedTuple):

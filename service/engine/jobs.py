@@ -43,6 +43,8 @@ _PASSING = (Overloaded, CircuitOpen, UpstreamThrottled, RateLimited, StoreUnavai
 """What a job waits for, however long it takes: it has time."""
 WAIT_S = 1.0
 """How long a job waits where nobody says how long."""
+WAIT_MIN_S = 0.25
+"""It waits at least so long the first time, and twice as long each time after: asking in vain is work too."""
 WAIT_MAX_S = 60.0
 """It asks again after this long in any case: limits change."""
 ID_PREFIX = "job_"
@@ -88,8 +90,9 @@ class JobStore(Protocol):
         ...
 
     async def release(self, job: Job, *, wait_s: float = 0.0, is_setback: bool = False) -> bool:
-        """Put a job back in its place without an attempt; it is not begun again before ``wait_s`` are over.
+        """Put a job back, before all that wait, without an attempt.
 
+        With ``wait_s`` it is not begun before they are over, and then waits behind what its caller has waiting.
         ``is_setback`` counts one of ``Job.setbacks``.
         """
         ...
@@ -242,8 +245,8 @@ class JobRunner:
                 raise  # a defect
             return JobOutcome(JobStatus.EXPIRED, error=DEADLINE_PASSED)
         except _PASSING as error:
-            wait_s = WAIT_S if error.retry_after_s is None else error.retry_after_s
-            raise NotYet(min(wait_s, WAIT_MAX_S)) from error
+            asked_s = WAIT_S if error.retry_after_s is None else error.retry_after_s
+            raise NotYet(min(max(asked_s, WAIT_MIN_S * 2.0 ** min(job.waits, 10)), WAIT_MAX_S)) from error
         except ServiceError as error:
             if isinstance(error, UpstreamError) and error.retryable and job.setbacks < len(SETBACKS_S):
                 raise NotYet(SETBACKS_S[job.setbacks], is_setback=True) from error

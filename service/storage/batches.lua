@@ -39,7 +39,7 @@ local function finish_line(id, batch, status, result_ms)
   end
 end
 
--- Take the next line of a batch as a job, and queue the rest of it a step later; nil where there is none to be taken.
+-- Take the next line of a batch as a job, and queue the rest of it for its owner's next turn; nil where there is none to be taken.
 local function take_line(batch, tag, member, result_ms)
   local kept = redis.call('HMGET', key('batch', batch), 'status', 'next', 'total', 'principal', 'weight', 'file',
     'endpoint', 'created', 'window')
@@ -52,20 +52,20 @@ local function take_line(batch, tag, member, result_ms)
   end
   local number = redis.call('HINCRBY', key('batch', batch), 'next', 1)
   if number < tonumber(kept[3]) then
-    redis.call('ZADD', key('queued', 'batch'), whole(tag + STEP / kept[5]), member)
+    redis.call('ZADD', key('queued', 'batch'), whole(take_turn('batch', kept[4], kept[5])), member)
     redis.call('ZADD', key('waiting'), whole(now), batch)
   end
   local job = batch .. '/' .. number
   local line = redis.call('HGET', key('lines', kept[6]), number)
   redis.call('HSET', key('job', job), 'principal', kept[4], 'route', kept[7], 'body', line, 'priority', 'batch',
-    'created', whole(now), 'attempts', '0', 'tag', whole(tag), 'fingerprint', '', 'batch', batch,
+    'created', whole(now), 'attempts', '0', 'tag', whole(tag), 'weight', kept[5], 'fingerprint', '', 'batch', batch,
     'member', string.format('%016.0f', redis.call('INCR', key('count'))) .. job)
   return job
 end
 
 if command == 'batch' then
   local principal, weight, file, total = ARGV[3], ARGV[4], ARGV[5], ARGV[7]
-  local tag = math.max(begun('batch'), tonumber(redis.call('HGET', key('tags', 'batch'), principal) or '0'))
+  local tag = take_turn('batch', principal, weight)
   local member = string.format('%016.0f', redis.call('INCR', key('count'))) .. id
   redis.call('HSET', key('batch', id), 'status', 'in_progress', 'principal', principal, 'weight', weight, 'file', file,
     'endpoint', ARGV[6], 'total', total, 'next', '0', 'completed', '0', 'failed', '0', 'created', whole(now),

@@ -8,10 +8,11 @@
 --   claim COUNT LEASE_MS AWAY_MS ATTEMPTS RESULT_MS GONE_MS LOST EXPIRED    -> records
 --   beat LEASE_MS AWAY_MS (ID ATTEMPT TEXT)...      -> { ids that are not theirs any more, ids at which somebody looks }
 --   finish ID ATTEMPT RESULT_MS GONE_MS STATUS (FIELD VALUE)...             -> 1, or 0 where it is not theirs any more
---   release ID ATTEMPT WAIT_MS SETBACKS             -> 1, or 0; it goes back, and this was no attempt
+--   release ID ATTEMPT WAIT_MS SETBACKS             -> 1, or 0; it goes back, and this was no attempt: first, or with a
+--                                                   wait behind what waits by then
 --   hooks COUNT HOLD_MS                             -> { id, attempt, record }..., which are nobody else's for so long
 --   hooked ID STATUS WAIT_MS                        -> 1; while the status is pending, it is due again after that
---   depth                                           -> { interactive, batch, running, ms of the longest wait }
+--   depth                                           -> { interactive, batch, running, deferred, ms of the longest wait }
 -- A record is { now, position or -1, field, value, ... }. LOST and EXPIRED are errors, as JSON.
 local function finish(id, status, result_ms, gone_ms)
   local batch = field(id, 'batch')
@@ -43,8 +44,9 @@ local function position(id)
     return -1
   end
   local rank = redis.call('ZRANK', key('queued', kept[2]), kept[3])
-  if not rank then -- it waits for a time, and is the next one then
-    return 0
+  if not rank then -- it waits for a time; as if that was over
+    local tag = next_tag(kept[2], field(id, 'principal'))
+    rank = redis.call('ZCOUNT', key('queued', kept[2]), '-inf', whole(tag))
   end
   if kept[2] == 'batch' then
     rank = rank + redis.call('ZCARD', key('queued', 'interactive'))
@@ -108,14 +110,12 @@ if command == 'submit' then
   if known then -- the answer to the first time did not arrive, or it is asked for again
     return known == ARGV[10] and { 1, record(id) } or { 2 }
   end
-  if redis.call('ZCARD', key('waiting')) >= tonumber(ARGV[3]) then
+  if redis.call('SCARD', key('pending')) >= tonumber(ARGV[3]) then
     return { 0 }
   end
-  local tag = math.max(begun(priority), tonumber(redis.call('HGET', key('tags', priority), principal) or '0'))
-  redis.call('HSET', key('tags', priority), principal, whole(tag + STEP / ARGV[8]))
   local member = string.format('%016.0f', redis.call('INCR', key('count'))) .. id
   redis.call('HSET', key('job', id), 'status', 'queued', 'principal', principal, 'route', ARGV[5], 'body', ARGV[6],
-    'priority', priority, 'created', whole(now), 'attempts', '0', 'member', member, 'tag', whole(tag),
+    'priority', priority, 'created', whole(now), 'attempts', '0', 'member', member, 'weight', ARGV[8],
     'fingerprint', ARGV[10])
   redis.call('DEL', key('gone', id))
   if ARGV[11] ~= '' then
@@ -157,10 +157,11 @@ if command == 'release' then
   redis.call('HSET', key('job', id), 'status', 'queued')
   redis.call('ZREM', key('leases'), id)
   if tonumber(ARGV[4]) > 0 then
+    redis.call('HINCRBY', key('job', id), 'waits', 1 - ARGV[5])
     redis.call('ZADD', key('deferred'), whole(now + ARGV[4]), id)
-    redis.call('ZADD', key('waiting'), field(id, 'created'), id)
+    await(id)
   else
-    queue(id)
+    queue(id, true)
   end
   return 1
 end
@@ -215,7 +216,7 @@ end
 if command == 'depth' then
   local oldest = redis.call('ZRANGE', key('waiting'), 0, 0, 'WITHSCORES')
   return { redis.call('ZCARD', key('queued', 'interactive')), redis.call('ZCARD', key('queued', 'batch')),
-    redis.call('ZCARD', key('leases')), oldest[2] and whole(math.max(0, now - oldest[2])) or '0' }
+    redis.call('ZCARD', key('leases')), redis.call('ZCARD', key('deferred')), oldest[2] and whole(math.max(0, now - oldest[2])) or '0' }
 end
 
 -- claim
@@ -238,7 +239,7 @@ for _, job in ipairs(redis.call('ZRANGEBYSCORE', key('leases'), '-inf', whole(no
   local kept = redis.call('HMGET', key('job', job), 'attempts', 'batch')
   redis.call('ZREM', key('leases'), job)
   if not kept[1] then -- somebody removed its record
-    redis.call('ZREM', key('waiting'), job)
+    unqueue(job)
   elseif kept[2] and not is_open(kept[2]) then
     forget_line(job)
   elseif deaths(job) >= attempts_max then
@@ -246,7 +247,7 @@ for _, job in ipairs(redis.call('ZRANGEBYSCORE', key('leases'), '-inf', whole(no
     finish(job, 'failed', result_ms, gone_ms)
   else
     redis.call('HSET', key('job', job), 'status', 'queued')
-    queue(job)
+    queue(job, true)
   end
 end
 
@@ -266,8 +267,9 @@ for _, priority in ipairs({ 'interactive', 'batch' }) do
     end
     local job = string.sub(first[1], 17)
     redis.call('ZREM', key('waiting'), job)
+    redis.call('SREM', key('pending'), job)
     if string.sub(job, 1, 6) == 'batch_' then
-      if not string.find(job, '/', 1, true) then
+      if not is_line(job) then
         job = take_line(job, first[2], first[1], result_ms)
       elseif not is_open(field(job, 'batch')) then -- given back before its batch was ended
         forget_line(job)

@@ -6,8 +6,9 @@
 --   queued:PRIORITY     sorted set of the jobs that wait, by start tag; a member is 16 digits of its coming, and the id
 --   tags:PRIORITY       hash: principal -> the start tag of its next job
 --   begun:PRIORITY      the start tag of the newest that was begun
---   waiting             sorted set of all that wait, by the time of their coming
---   deferred            sorted set of jobs that wait for a time
+--   waiting             sorted set of all that stand in a queue, by the time since when
+--   deferred            sorted set of jobs that wait for a time, by when
+--   pending             set of the jobs that wait, for a time or in a queue; lines of batches do not count
 --   leases              sorted set of the jobs that run, by the time until which their worker need not be heard
 --   deadlines           sorted set of the jobs that have one and are not over
 --   batch:ID            hash: a batch; file:ID, lines:ID its file and that file's lines by number; results:ID what came of
@@ -42,16 +43,25 @@ local function begun(priority)
   return tonumber(redis.call('GET', key('begun', priority)) or '0')
 end
 
-local function queue(id)
-  local kept = redis.call('HMGET', key('job', id), 'priority', 'member', 'tag', 'created', 'attempts')
-  if not kept[1] then -- somebody removed its record
-    redis.call('ZREM', key('waiting'), id)
-    return
+-- The start tag of the next turn of a principal: behind all that it has waiting, and never before what was begun.
+local function next_tag(priority, principal)
+  return math.max(begun(priority), tonumber(redis.call('HGET', key('tags', priority), principal) or '0'))
+end
+
+local function take_turn(priority, principal, weight)
+  local tag = next_tag(priority, principal)
+  redis.call('HSET', key('tags', priority), principal, whole(tag + STEP / weight))
+  return tag
+end
+
+local function is_line(id)
+  return string.find(id, '/', 1, true)
+end
+
+local function await(id)
+  if not is_line(id) then
+    redis.call('SADD', key('pending'), id)
   end
-  -- Had it been begun before, nobody who waits is before it.
-  local tag = kept[5] == '0' and tonumber(kept[3]) or math.min(kept[3], begun(kept[1]))
-  redis.call('ZADD', key('queued', kept[1]), whole(tag), kept[2])
-  redis.call('ZADD', key('waiting'), kept[4], id)
 end
 
 local function unqueue(id)
@@ -61,6 +71,21 @@ local function unqueue(id)
   end
   redis.call('ZREM', key('deferred'), id)
   redis.call('ZREM', key('waiting'), id)
+  redis.call('SREM', key('pending'), id)
+end
+
+-- Put a job into its queue: first, or where its owner's next turn is.
+local function queue(id, is_first)
+  local kept = redis.call('HMGET', key('job', id), 'priority', 'member', 'tag', 'principal', 'weight')
+  if not kept[1] then -- somebody removed its record
+    unqueue(id)
+    return
+  end
+  local tag = is_first and math.min(kept[3], begun(kept[1])) or take_turn(kept[1], kept[4], kept[5])
+  redis.call('HSET', key('job', id), 'tag', whole(tag))
+  redis.call('ZADD', key('queued', kept[1]), whole(tag), kept[2])
+  redis.call('ZADD', key('waiting'), whole(now), id)
+  await(id)
 end
 
 local command = ARGV[1]

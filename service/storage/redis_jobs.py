@@ -161,8 +161,8 @@ class RedisJobStore:
 
     async def depth(self) -> QueueDepth:
         """See :class:`service.engine.jobs.JobStore`."""
-        interactive, batch, running, oldest_ms = await self._run("depth")
-        return QueueDepth({"interactive": interactive, "batch": batch}, running, int(oldest_ms) / 1_000)
+        interactive, batch, running, deferred, oldest_ms = await self._run("depth")
+        return QueueDepth({"interactive": interactive, "batch": batch}, running, deferred, int(oldest_ms) / 1_000)
 
     async def due_webhooks(self, count: int, hold_s: float) -> Sequence[DueWebhook]:
         """See :class:`service.engine.jobs.JobStore`."""
@@ -218,6 +218,7 @@ def _job(job_id: str, record: list[Any]) -> Job:
         attempts=int(fields["attempts"]) - int(fields.get("released", 0)),
         fence=int(fields["attempts"]),
         setbacks=int(fields.get("setbacks", 0)),
+        waits=int(fields.get("waits", 0)),
         position=None if position < 0 else position,
         started_at=_time(fields, "started"),
         finished_at=_time(fields, "finished"),

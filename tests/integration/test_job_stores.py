@@ -221,9 +221,40 @@ async def test_a_job_that_has_to_wait_is_not_begun_before(store: JobStore) -> No
     (claimed,) = await store.claim(1)
     assert await store.release(claimed, wait_s=0.2)
     assert [one.id for one in await store.claim(9)] == [second]
-    assert (await store.depth()).waiting["interactive"] + (await store.depth()).running >= 1
     await asyncio.sleep(0.25)
-    assert [one.id for one in await store.claim(9)] == [first]
+    (again,) = await store.claim(9)
+    assert (again.id, again.attempts, again.waits) == (first, 1, 1)
+
+
+async def test_who_had_to_wait_comes_back_behind_what_waits(store: JobStore) -> None:
+    first, second = await submitted(store, job(), job())
+    for claimed in await store.claim(2):
+        await store.release(claimed, wait_s=0.05)
+    third, other = await submitted(store, job(), job("bob"))
+    await asyncio.sleep(0.1)
+    begun = await order(store)
+    assert {*begun[:2]} == {third, other}
+    assert begun[2:] == [first, second]
+
+
+async def test_who_had_to_wait_counts_as_waiting_but_could_not_be_begun(store: JobStore) -> None:
+    await submitted(store, *(job() for _ in range(5)))
+    for claimed in await store.claim(5):
+        await store.release(claimed, wait_s=30)
+        position = (await found(store, claimed.id)).position
+        assert position == 0
+    depth = await store.depth()
+    assert (depth.waiting["interactive"], depth.deferred, depth.oldest_wait_s) == (0, 5, 0)
+    with pytest.raises(Overloaded):
+        await store.submit(job())
+
+
+async def test_what_comes_back_has_not_waited_since_it_was_submitted(store: JobStore) -> None:
+    await submitted(store, job())
+    (claimed,) = await store.claim(1)
+    await asyncio.sleep(0.3)
+    await store.release(claimed)
+    assert (await store.depth()).oldest_wait_s < 0.25
 
 
 async def test_setbacks_are_counted(store: JobStore) -> None:

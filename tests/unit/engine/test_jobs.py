@@ -128,6 +128,17 @@ async def test_what_passes_is_waited_for(error: ServiceError, wait_s: float, mon
     assert waiting.value.wait_s == wait_s
 
 
+@pytest.mark.parametrize(
+    ("retry_after_s", "waits", "wait_s"),
+    [(0.0, 0, 0.25), (0.0, 3, 2.0), (5.0, 3, 5.0), (5.0, 9, WAIT_MAX_S), (0.0, 10_000, 60)],
+)
+async def test_who_asks_in_vain_asks_less_and_less_often(retry_after_s: float, waits: int, wait_s: float) -> None:
+    bench = Bench(script=Script(before=UpstreamThrottled("slow down", retry_after_s=retry_after_s)))
+    with pytest.raises(NotYet) as waiting:
+        await bench.run(waits=waits)
+    assert waiting.value.wait_s == wait_s
+
+
 async def test_a_stream_that_breaks_off_is_begun_again() -> None:
     bench = Bench()
     bench.provider.scripts.append(Script(pieces=("Hel", UpstreamInvalid("cut"))))
