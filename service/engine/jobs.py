@@ -2,8 +2,8 @@
 
 import asyncio
 import secrets
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Protocol, TypeVar
 
 from service.auth.base import Authenticator
 from service.domain.clock import Clock
@@ -54,6 +54,9 @@ SETBACKS_S = (5.0, 30.0, 120.0, 600.0)
 """How long a job waits after each failure of its providers, retries and other routes included, before it fails."""
 TRIES_MAX = 3
 """Calls of one attempt that broke off after their first content, where nobody keeps what came."""
+
+
+T = TypeVar("T")
 
 
 class JobStore(Protocol):
@@ -181,7 +184,7 @@ class JobService:
             fingerprint="" if key is None else key.fingerprint,
             created_at=now,
         )
-        accepted = await self._store.submit(job)
+        accepted = await once_more(lambda: self._store.submit(job))
         self.news.submitted.set()
         return accepted
 
@@ -195,6 +198,14 @@ class JobService:
         cancelled = _owned(job_id, await self._store.cancel(job_id), principal)
         self.news.cancelled.set()
         return cancelled
+
+
+async def once_more(submit: Callable[[], Awaitable[T]]) -> T:
+    """Submit again where the store did not answer: it may have what it was given, and keeps that once."""
+    try:
+        return await submit()
+    except StoreUnavailable:
+        return await submit()
 
 
 def _owned(job_id: str, job: Job | GoneJob | None, principal: Principal) -> Job:

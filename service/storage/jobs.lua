@@ -6,7 +6,8 @@
 --   watch ID WATCH_MS                               -> as get; whoever works on it is told that somebody looks
 --   cancel ID RESULT_MS GONE_MS                     -> as get
 --   claim COUNT LEASE_MS AWAY_MS ATTEMPTS RESULT_MS GONE_MS LOST EXPIRED    -> records
---   beat LEASE_MS AWAY_MS (ID ATTEMPT TEXT)...      -> { ids that are not theirs any more, ids at which somebody looks }
+--   beat LEASE_MS AWAY_MS RESULT_MS GONE_MS EXPIRED (ID ATTEMPT TEXT)...
+--                                                   -> { ids that are not theirs any more, ids at which somebody looks }
 --   finish ID ATTEMPT RESULT_MS GONE_MS STATUS (FIELD VALUE)...             -> 1, or 0 where it is not theirs any more
 --   release ID ATTEMPT WAIT_MS SETBACKS             -> 1, or 0; it goes back, and this was no attempt: first, or with a
 --                                                   wait behind what waits by then
@@ -15,9 +16,8 @@
 --   depth                                           -> { interactive, batch, running, deferred, ms of the longest wait }
 -- A record is { now, position or -1, field, value, ... }. LOST and EXPIRED are errors, as JSON.
 local function finish(id, status, result_ms, gone_ms)
-  local batch = field(id, 'batch')
-  if batch then
-    finish_line(id, batch, status, result_ms)
+  if is_line(id) then
+    finish_line(id, status, result_ms)
     return
   end
   local job = key('job', id)
@@ -80,6 +80,25 @@ local function hear(lease_ms, away_ms)
   end
   if now - seen > SEEN_MS or seen > now then
     redis.call('SET', key('seen'), whole(now))
+  end
+end
+
+-- End what has no more time.
+local function sweep(result_ms, gone_ms, expired)
+  for _, job in ipairs(redis.call('ZRANGEBYSCORE', key('deadlines'), '-inf', whole(now), 'LIMIT', 0, AT_ONCE)) do
+    if redis.call('EXISTS', key('job', job)) == 1 then
+      redis.call('HSET', key('job', job), 'error', expired)
+      finish(job, 'expired', result_ms, gone_ms)
+    else
+      forget(job, result_ms)
+    end
+  end
+  for _, batch in ipairs(redis.call('ZRANGEBYSCORE', key('open'), '-inf', whole(now), 'LIMIT', 0, AT_ONCE)) do
+    if is_open(batch) then
+      close_batch(batch, 'expired', result_ms)
+    else
+      redis.call('ZREM', key('open'), batch)
+    end
   end
 end
 
@@ -169,7 +188,8 @@ end
 if command == 'beat' then
   hear(tonumber(ARGV[2]), tonumber(ARGV[3]))
   local stopped, watched = {}, {}
-  for at = 4, #ARGV, 3 do
+  sweep(tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6])
+  for at = 7, #ARGV, 3 do
     local job = ARGV[at]
     if is_theirs(job, ARGV[at + 1]) then
       redis.call('ZADD', key('leases'), whole(now + ARGV[2]), job)
@@ -225,21 +245,13 @@ local result_ms, gone_ms, lost, expired = tonumber(ARGV[6]), tonumber(ARGV[7]), 
 
 hear(lease_ms, away_ms)
 
-for _, job in ipairs(redis.call('ZRANGEBYSCORE', key('deadlines'), '-inf', whole(now), 'LIMIT', 0, AT_ONCE)) do
-  if redis.call('EXISTS', key('job', job)) == 1 then
-    redis.call('HSET', key('job', job), 'error', expired)
-    finish(job, 'expired', result_ms, gone_ms)
-  else -- somebody removed its record
-    redis.call('ZREM', key('deadlines'), job)
-    unqueue(job)
-  end
-end
+sweep(result_ms, gone_ms, expired)
 
 for _, job in ipairs(redis.call('ZRANGEBYSCORE', key('leases'), '-inf', whole(now), 'LIMIT', 0, AT_ONCE)) do
   local kept = redis.call('HMGET', key('job', job), 'attempts', 'batch')
   redis.call('ZREM', key('leases'), job)
-  if not kept[1] then -- somebody removed its record
-    unqueue(job)
+  if not kept[1] then
+    forget(job, result_ms)
   elseif kept[2] and not is_open(kept[2]) then
     forget_line(job)
   elseif deaths(job) >= attempts_max then
@@ -253,12 +265,18 @@ end
 
 for _, job in ipairs(redis.call('ZRANGEBYSCORE', key('deferred'), '-inf', whole(now), 'LIMIT', 0, AT_ONCE)) do
   redis.call('ZREM', key('deferred'), job)
-  queue(job)
+  if redis.call('EXISTS', key('job', job)) == 1 then
+    queue(job)
+  else
+    forget(job, result_ms)
+  end
 end
 
 local taken = {}
 for _, priority in ipairs({ 'interactive', 'batch' }) do
-  while #taken < count do
+  local looks = 0
+  while #taken < count and looks < count + AT_ONCE do
+    looks = looks + 1
     local first = redis.call('ZPOPMIN', key('queued', priority))
     if not first[1] then
       -- Nobody waits, so nobody is ahead of anybody.
@@ -271,12 +289,14 @@ for _, priority in ipairs({ 'interactive', 'batch' }) do
     if string.sub(job, 1, 6) == 'batch_' then
       if not is_line(job) then
         job = take_line(job, first[2], first[1], result_ms)
-      elseif not is_open(field(job, 'batch')) then -- given back before its batch was ended
+      elseif not is_open(string.match(job, '^(.*)/')) then -- given back before its batch was ended
         forget_line(job)
         job = nil
       end
     end
-    if job and redis.call('EXISTS', key('job', job)) == 1 then
+    if job and redis.call('EXISTS', key('job', job)) == 0 then
+      forget(job, result_ms)
+    elseif job then
       redis.call('SET', key('begun', priority), whole(math.max(first[2], begun(priority))))
       redis.call('HINCRBY', key('job', job), 'attempts', 1)
       redis.call('HSET', key('job', job), 'status', 'in_progress')

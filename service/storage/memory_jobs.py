@@ -138,6 +138,7 @@ class MemoryJobStore:
 
     async def beat(self, beats: Sequence[Beat]) -> BeatAnswer:
         """See :class:`service.engine.jobs.JobStore`."""
+        self._expire()
         now = self._clock.wall()
         watched: set[str] = set()
         stopped: set[str] = set()

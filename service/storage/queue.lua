@@ -15,6 +15,8 @@
 --                       them: S and an answer, or E and an error. A line that runs is a job, ID/NUMBER, with a record as
 --                       any other; a batch that waits stands in a queue once, and its next line is taken each time
 --   batches:PRINCIPAL   sorted set of its batches, by the time of their coming
+--   open                sorted set of the batches that are not over, by the end of their window; open:of:PRINCIPAL those
+--                       of one caller, open:with:FILE those that need one file
 --   outbox              sorted set of the jobs that are over and of which a server is to be told, by when
 --   seen                when a worker was heard last
 local prefix = KEYS[1]
@@ -77,10 +79,6 @@ end
 -- Put a job into its queue: first, or where its owner's next turn is.
 local function queue(id, is_first)
   local kept = redis.call('HMGET', key('job', id), 'priority', 'member', 'tag', 'principal', 'weight')
-  if not kept[1] then -- somebody removed its record
-    unqueue(id)
-    return
-  end
   local tag = is_first and math.min(kept[3], begun(kept[1])) or take_turn(kept[1], kept[4], kept[5])
   redis.call('HSET', key('job', id), 'tag', whole(tag))
   redis.call('ZADD', key('queued', kept[1]), whole(tag), kept[2])

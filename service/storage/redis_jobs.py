@@ -140,7 +140,14 @@ class RedisJobStore:
     async def beat(self, beats: Sequence[Beat]) -> BeatAnswer:
         """See :class:`service.engine.jobs.JobStore`."""
         triples = (part for beat in beats for part in (beat.job_id, beat.fence, beat.progress or ""))
-        stopped, watched = await self._run("beat", _ms(self._settings.lease_s), _ms(self._away_s), *triples)
+        stopped, watched = await self._run(
+            "beat",
+            _ms(self._settings.lease_s),
+            _ms(self._away_s),
+            *self._kept(),
+            msgspec.json.encode(DEADLINE_PASSED),
+            *triples,
+        )
         return BeatAnswer(frozenset(_texts(stopped)), frozenset(_texts(watched)))
 
     async def finish(self, job: Job, outcome: JobOutcome) -> bool:

@@ -228,10 +228,10 @@ async def test_a_job_that_has_to_wait_is_not_begun_before(store: JobStore) -> No
 
 async def test_who_had_to_wait_comes_back_behind_what_waits(store: JobStore) -> None:
     first, second = await submitted(store, job(), job())
-    for claimed in await store.claim(2):
-        await store.release(claimed, wait_s=0.05)
+    for wait_s, claimed in zip((0.05, 0.1), await store.claim(2), strict=True):
+        await store.release(claimed, wait_s=wait_s)
     third, other = await submitted(store, job(), job("bob"))
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.15)
     begun = await order(store)
     assert {*begun[:2]} == {third, other}
     assert begun[2:] == [first, second]
@@ -288,6 +288,13 @@ async def test_a_deadline_ends_what_waits_and_what_runs(store: JobStore) -> None
         assert late.error is not None
         assert late.error.code == "job_expired"
     assert not await store.finish(claimed, DONE)
+
+
+async def test_a_deadline_ends_what_waits_while_every_worker_is_busy(store: JobStore) -> None:
+    (waiting,) = await submitted(store, replace(job(), deadline_at=SystemClock().wall() + 0.1))
+    await asyncio.sleep(0.15)
+    await store.beat([])
+    assert (await found(store, waiting)).status is JobStatus.EXPIRED
 
 
 async def test_a_beat_tells_who_is_watched_and_carries_the_text_so_far(store: JobStore) -> None:

@@ -1,26 +1,29 @@
 """Doing one job: what it waits for, what it fails at, and what it tells while it runs."""
 
 import asyncio
+from contextlib import nullcontext
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
+from typing_extensions import override
 
 from service.admission.base import LimitReached
 from service.admission.memory import MemoryLimiter
 from service.api.job_routes import JOB_ROUTES
 from service.auth.authenticator import KeyAuthenticator
 from service.auth.keys import hash_key
-from service.config import AuthSettings, ModelSettings
+from service.config import AuthSettings, JobSettings, ModelSettings
 from service.domain.clock import ManualClock
 from service.domain.generation import Usage
 from service.domain.job import DEADLINE_PASSED, Job, JobError, JobOutcome, JobStatus
+from service.domain.principal import Principal, RequestContext
 from service.engine.admission import Admission
 from service.engine.catalogue import ModelCatalogue
 from service.engine.generation import GenerationService
-from service.engine.jobs import SETBACKS_S, WAIT_MAX_S, WAIT_S, JobRunner, NotYet
+from service.engine.jobs import SETBACKS_S, WAIT_MAX_S, WAIT_S, JobRunner, JobService, NotYet
 from service.errors import (
     CircuitOpen,
     Overloaded,
@@ -32,6 +35,7 @@ from service.errors import (
     UpstreamUnavailable,
 )
 from service.providers.fake import FakeProvider, Script
+from service.storage.memory_jobs import MemoryJobStore
 from service.telemetry.metrics import Metrics
 from tests.support.attempts import PLAIN, attempts_over
 
@@ -48,7 +52,7 @@ class Bench:
         self.limiter = MemoryLimiter(clock=self.clock)
         self.provider = FakeProvider(script=script or Script(usage=Usage(10, 5)))
         models = {"m*": ModelSettings.model_validate({"routes": [{"provider": "fake"}], **model})}
-        generation = GenerationService(
+        self.generation = GenerationService(
             catalogue=ModelCatalogue(models),
             attempts=attempts_over(
                 {"fake": self.provider}, sections={"fake": PLAIN}, metrics=metrics, clock=self.clock
@@ -60,7 +64,9 @@ class Bench:
             {"enabled": True, "keys": {"alice": {"key": hash_key(ALICE), "limits": limits or {}}}}
         )
         authenticator = KeyAuthenticator(auth, self.clock)
-        self.runner = JobRunner(routes=JOB_ROUTES, generation=generation, authenticator=authenticator, clock=self.clock)
+        self.runner = JobRunner(
+            routes=JOB_ROUTES, generation=self.generation, authenticator=authenticator, clock=self.clock
+        )
         self.pieces: list[str | None] = []
 
     def job(self, **changed: Any) -> Job:
@@ -69,6 +75,33 @@ class Bench:
 
     async def run(self, **changed: Any) -> JobOutcome:
         return await self.runner.run(self.job(**changed), self.pieces.append)
+
+
+class LateStore(MemoryJobStore):
+    """A store whose first answers come too late; what was asked of it is done."""
+
+    late = 1
+
+    @override
+    async def submit(self, job: Job) -> Job:
+        accepted = await super().submit(job)
+        self.late -= 1
+        if self.late >= 0:
+            raise StoreUnavailable("late")
+        return accepted
+
+
+@pytest.mark.parametrize(("late", "accepts"), [(1, True), (2, False)])
+async def test_a_submission_whose_answer_was_lost_is_made_once_more(late: int, accepts: bool) -> None:  # noqa: FBT001
+    bench = Bench()
+    store = LateStore(JobSettings(), bench.clock)
+    store.late = late
+    service = JobService(store=store, routes=JOB_ROUTES, generation=bench.generation, clock=bench.clock)
+    context = RequestContext(request_id="req_1", principal=Principal("alice"))
+    body = b'{"prompt":"Hi","model":"m1"}'
+    with nullcontext() if accepts else pytest.raises(StoreUnavailable):
+        assert (await service.submit("/generate", body, context)).status is JobStatus.QUEUED
+    assert (await store.depth()).waiting["interactive"] == 1
 
 
 async def test_a_job_is_answered_as_its_route_would() -> None:
