@@ -212,9 +212,9 @@ async def assemble(
     authenticator = KeyAuthenticator(
         settings.auth, clock, on_file=partial(metrics.note_key_file, "client_keys", "auth.keys_file")
     )
-    jobs = JobService(store=job_store, routes=JOB_ROUTES, generation=generation, clock=clock)
+    jobs = JobService(store=job_store, routes=JOB_ROUTES, generation=generation)
     if settings.jobs.worker and job_store is not None:
-        runner = JobRunner(routes=JOB_ROUTES, generation=generation, authenticator=authenticator, clock=clock)
+        runner = JobRunner(routes=JOB_ROUTES, generation=generation, authenticator=authenticator)
         worker = Worker(
             store=job_store,
             runner=runner,

@@ -62,7 +62,7 @@ async def submit(
         key=await idempotency_key(request, context),
     )
     location = {"Location": f"/generate/async/{job.id}", "Retry-After": str(POLL_AFTER_S)}
-    return json_response(JobAccepted(job_id=job.id), status=202, headers=location)
+    return json_response(JobAccepted(job_id=job.id, status=job.status.value), status=202, headers=location)
 
 
 @router.get("/generate/async/{job_id}", response_model=JobState, responses=_LOOKUP)

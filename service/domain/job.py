@@ -46,13 +46,15 @@ class Job:
     """The name of whose it is; nobody else can see it."""
     route: str
     """The route of the API that would have answered at once: ``/generate``."""
-    body: bytes = field(repr=False)
-    """What that route was sent, as JSON; empty once the job is over."""
+    body: bytes = field(repr=False, compare=False)
+    """What that route was sent, as JSON; only who submits a job or has claimed it is given that."""
     priority: Priority = "interactive"
     weight: float = 1.0
     """The principal's share of the queue against others."""
-    deadline_at: float | None = None
-    """After which nobody wants the answer."""
+    deadline_s: float | None = None
+    """How long after its coming nobody wants the answer any more."""
+    left_s: float | None = field(default=None, compare=False)
+    """What was left of that when this was read."""
     webhook: str | None = None
     """The address that is told how it ended."""
     webhook_status: WebhookStatus | None = None
@@ -63,8 +65,8 @@ class Job:
     status: JobStatus = JobStatus.QUEUED
     attempts: int = 0
     """How often it was begun, but for what was given back."""
-    fence: int = 0
-    """How often it was begun at all: the newest attempt has this number, and no other can finish the job."""
+    fence: str = ""
+    """Tells the newest claim from all others: nobody else can finish the job."""
     setbacks: int = 0
     """How often its providers failed it, and it was put back."""
     waits: int = 0
@@ -127,7 +129,7 @@ class Beat:
     """A sign of life from the worker that has a job."""
 
     job_id: str
-    fence: int
+    fence: str
     progress: str | None = None
     """The text so far, where somebody watches."""
 

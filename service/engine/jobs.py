@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from service.auth.base import Authenticator
-from service.domain.clock import Clock
 from service.domain.estimates import input_size, tokens_in
 from service.domain.generation import Choice, Completion, FinishReason, GenerationRequest, Usage
 from service.domain.idempotency import IdempotencyKey
@@ -89,7 +88,10 @@ class JobStore(Protocol):
         ...
 
     async def finish(self, job: Job, outcome: JobOutcome) -> bool:
-        """Write how an attempt ended; False where the job was not this attempt's any more, and nothing has changed."""
+        """Write how an attempt ended, once, however often it is said.
+
+        False where the job was not this attempt's any more, and nothing has changed.
+        """
         ...
 
     async def release(self, job: Job, *, wait_s: float = 0.0, is_setback: bool = False) -> bool:
@@ -137,13 +139,12 @@ class JobService:
     """What callers can do with jobs. A job belongs to the principal that submitted it."""
 
     def __init__(
-        self, *, store: JobStore | None, routes: Mapping[str, JobRoute], generation: GenerationService, clock: Clock
+        self, *, store: JobStore | None, routes: Mapping[str, JobRoute], generation: GenerationService
     ) -> None:
         """Without a ``store``, every call raises ``StoreUnavailable``."""
         self._given = store
         self._routes = routes
         self._generation = generation
-        self._clock = clock
         self.news = JobNews()
 
     @property
@@ -170,7 +171,6 @@ class JobService:
         request = self._routes[route].read(body)
         self._generation.check_model(request.model, context)
         principal = context.principal
-        now = self._clock.wall()
         job = Job(
             id=ID_PREFIX + (secrets.token_urlsafe(18) if key is None else key.digest[:KEYED_DIGITS]),
             principal=principal.name,
@@ -178,11 +178,10 @@ class JobService:
             body=body,
             priority="batch" if "batch" in (priority, principal.priority) else "interactive",
             weight=principal.weight,
-            deadline_at=None if deadline_s is None else now + deadline_s,
+            deadline_s=deadline_s,
             webhook=webhook,
             webhook_status=None if webhook is None else "pending",
             fingerprint="" if key is None else key.fingerprint,
-            created_at=now,
         )
         accepted = await once_more(lambda: self._store.submit(job))
         self.news.submitted.set()
@@ -235,12 +234,10 @@ class JobRunner:
         routes: Mapping[str, JobRoute],
         generation: GenerationService,
         authenticator: Authenticator,
-        clock: Clock,
     ) -> None:
         self._routes = routes
         self._generation = generation
         self._authenticator = authenticator
-        self._clock = clock
 
     async def run(self, job: Job, progress: Callable[[str | None], object]) -> JobOutcome:
         """Generate what a job asks for, and tell how that ended.
@@ -248,8 +245,7 @@ class JobRunner:
         Hands ``progress`` each piece of text, and None where it begins again. Raises ``NotYet``, and defects.
         """
         try:
-            left_s = None if job.deadline_at is None else job.deadline_at - self._clock.wall()
-            async with asyncio.timeout(left_s) as deadline:
+            async with asyncio.timeout(job.left_s) as deadline:
                 return await self._answered(job, progress)
         except TimeoutError:
             if not deadline.expired():

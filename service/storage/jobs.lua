@@ -1,20 +1,21 @@
 -- Jobs: the part of the script (behind queue.lua and batches.lua) for records, leases and results.
 --
---   submit ID QUEUE_MAX PRINCIPAL ROUTE BODY PRIORITY WEIGHT DEADLINE|0 FINGERPRINT WEBHOOK
+--   submit ID QUEUE_MAX PRINCIPAL ROUTE BODY PRIORITY WEIGHT DEADLINE_MS|0 FINGERPRINT WEBHOOK
 --                                                   -> { 1, record }, { 0 }: the queue is full, { 2 }: another has this id
 --   get ID                                          -> { 1, record }, { 0, principal } where it is gone, or { -1 }
 --   watch ID WATCH_MS                               -> as get; whoever works on it is told that somebody looks
 --   cancel ID RESULT_MS GONE_MS                     -> as get
---   claim COUNT LEASE_MS AWAY_MS ATTEMPTS RESULT_MS GONE_MS LOST EXPIRED    -> records
---   beat LEASE_MS AWAY_MS RESULT_MS GONE_MS EXPIRED (ID ATTEMPT TEXT)...
+--   claim COUNT LEASE_MS AWAY_MS ATTEMPTS RESULT_MS GONE_MS LOST EXPIRED NONCE      -> records, with their bodies
+--   beat LEASE_MS AWAY_MS RESULT_MS GONE_MS EXPIRED (ID FENCE TEXT)...
 --                                                   -> { ids that are not theirs any more, ids at which somebody looks }
---   finish ID ATTEMPT RESULT_MS GONE_MS STATUS (FIELD VALUE)...             -> 1, or 0 where it is not theirs any more
---   release ID ATTEMPT WAIT_MS SETBACKS             -> 1, or 0; it goes back, and this was no attempt: first, or with a
+--   finish ID FENCE RESULT_MS GONE_MS STATUS (FIELD VALUE)...       -> 1, said again too; 0 where it is not theirs any more
+--   release ID FENCE WAIT_MS SETBACKS             -> 1, or 0; it goes back, and this was no attempt: first, or with a
 --                                                   wait behind what waits by then
 --   hooks COUNT HOLD_MS                             -> { id, attempt, record }..., which are nobody else's for so long
 --   hooked ID STATUS WAIT_MS                        -> 1; while the status is pending, it is due again after that
 --   depth                                           -> { interactive, batch, running, deferred, ms of the longest wait }
--- A record is { now, position or -1, field, value, ... }. LOST and EXPIRED are errors, as JSON.
+-- A record is { now, position or -1, field, value, ... }. LOST and EXPIRED are errors, as JSON. A fence tells one claim from
+-- any other, also from those of a store that has forgotten some: it is the number of the attempt, and the claim's nonce.
 local function finish(id, status, result_ms, gone_ms)
   if is_line(id) then
     finish_line(id, status, result_ms)
@@ -33,9 +34,9 @@ local function finish(id, status, result_ms, gone_ms)
   redis.call('SET', key('gone', id), redis.call('HGET', job, 'principal'), 'PX', result_ms + gone_ms)
 end
 
-local function is_theirs(id, attempt)
-  local kept = redis.call('HMGET', key('job', id), 'status', 'attempts', 'batch')
-  return kept[1] == 'in_progress' and kept[2] == attempt and (not kept[3] or is_open(kept[3]))
+local function is_theirs(id, fence)
+  local kept = redis.call('HMGET', key('job', id), 'status', 'fence', 'batch')
+  return kept[1] == 'in_progress' and kept[2] == fence and (not kept[3] or is_open(kept[3]))
 end
 
 local function position(id)
@@ -54,8 +55,18 @@ local function position(id)
   return rank
 end
 
-local function record(id)
-  return { whole(now), position(id), unpack(redis.call('HGETALL', key('job', id))) }
+local function record(id, has_body)
+  local names, told = {}, { whole(now), position(id) }
+  for _, name in ipairs(redis.call('HKEYS', key('job', id))) do
+    if has_body or name ~= 'body' then
+      table.insert(names, name)
+    end
+  end
+  for at, value in ipairs(redis.call('HMGET', key('job', id), unpack(names))) do
+    table.insert(told, names[at])
+    table.insert(told, value)
+  end
+  return told
 end
 
 local function found(id)
@@ -104,8 +115,8 @@ end
 
 -- How often its worker died on a job. One that was never heard of it has hardly begun it: the answer to its claim was lost.
 local function deaths(id)
-  local kept = redis.call('HMGET', key('job', id), 'attempts', 'released', 'heard', 'unheard')
-  if kept[3] ~= kept[1] and tonumber(kept[4] or '0') < UNHEARD_MAX then
+  local kept = redis.call('HMGET', key('job', id), 'attempts', 'released', 'heard', 'unheard', 'fence')
+  if kept[3] ~= kept[5] and tonumber(kept[4] or '0') < UNHEARD_MAX then
     redis.call('HINCRBY', key('job', id), 'unheard', 1)
     kept[2] = redis.call('HINCRBY', key('job', id), 'released', 1)
   end
@@ -141,8 +152,8 @@ if command == 'submit' then
     redis.call('HSET', key('job', id), 'webhook', ARGV[11], 'webhook_status', 'pending')
   end
   if ARGV[9] ~= '0' then
-    redis.call('HSET', key('job', id), 'deadline', ARGV[9])
-    redis.call('ZADD', key('deadlines'), ARGV[9], id)
+    redis.call('HSET', key('job', id), 'deadline', whole(now + ARGV[9]))
+    redis.call('ZADD', key('deadlines'), whole(now + ARGV[9]), id)
   end
   queue(id)
   return { 1, record(id) }
@@ -158,8 +169,9 @@ end
 
 if command == 'finish' then
   if not is_theirs(id, ARGV[3]) then
-    return 0
+    return redis.call('GET', key('done', id)) == ARGV[3] and 1 or 0
   end
+  redis.call('SET', key('done', id), ARGV[3], 'PX', DONE_MS)
   if #ARGV > 6 then
     redis.call('HSET', key('job', id), unpack(ARGV, 7))
   end
@@ -241,7 +253,7 @@ end
 
 -- claim
 local count, lease_ms, away_ms, attempts_max = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
-local result_ms, gone_ms, lost, expired = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8], ARGV[9]
+local result_ms, gone_ms, lost, expired, nonce = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8], ARGV[9], ARGV[10]
 
 hear(lease_ms, away_ms)
 
@@ -298,11 +310,11 @@ for _, priority in ipairs({ 'interactive', 'batch' }) do
       forget(job, result_ms)
     elseif job then
       redis.call('SET', key('begun', priority), whole(math.max(first[2], begun(priority))))
-      redis.call('HINCRBY', key('job', job), 'attempts', 1)
-      redis.call('HSET', key('job', job), 'status', 'in_progress')
+      local fence = redis.call('HINCRBY', key('job', job), 'attempts', 1) .. '-' .. nonce
+      redis.call('HSET', key('job', job), 'status', 'in_progress', 'fence', fence)
       redis.call('HSETNX', key('job', job), 'started', whole(now))
       redis.call('ZADD', key('leases'), whole(now + lease_ms), job)
-      table.insert(taken, { job, record(job) })
+      table.insert(taken, { job, record(job, true) })
     end
   end
 end

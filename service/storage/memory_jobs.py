@@ -40,6 +40,9 @@ class _Kept:
     queued_at: float
     watched_until: float = 0.0
     webhook_attempts: int = 0
+    claims: int = 0
+    ended_by: str | None = None
+    """The fence of the claim that ended it."""
 
 
 class MemoryJobStore:
@@ -80,7 +83,7 @@ class MemoryJobStore:
         self._count += 1
         now = self._clock.wall()
         kept = self._kept[job.id] = _Kept(replace(job, created_at=now), self._take_turn(job), self._count, now)
-        if job.deadline_at is not None:
+        if job.deadline_s is not None:
             self._deadlines.add(job.id)
         self._queue(kept)
         return self._shown(kept)
@@ -123,14 +126,15 @@ class MemoryJobStore:
                 self._running[job_id] = None
                 self._begun[priority] = max(self._begun[priority], tag)
                 job = kept.job
+                kept.claims += 1
                 kept.job = replace(
                     job,
                     status=JobStatus.IN_PROGRESS,
                     attempts=job.attempts + 1,
-                    fence=job.fence + 1,
+                    fence=str(kept.claims),
                     started_at=now if job.started_at is None else job.started_at,
                 )
-                claimed.append(kept.job)
+                claimed.append(replace(kept.job, left_s=self._left_s(kept.job)))
             if not queue:
                 self._tags[priority].clear()
                 self._begun[priority] = 0.0
@@ -157,7 +161,9 @@ class MemoryJobStore:
         """See :class:`service.engine.jobs.JobStore`."""
         kept = self._theirs(job.id, job.fence)
         if kept is None:
-            return False
+            known = self._kept.get(job.id)
+            return known is not None and known.ended_by == job.fence
+        kept.ended_by = job.fence
         self._finish(kept, outcome)
         return True
 
@@ -209,7 +215,10 @@ class MemoryJobStore:
         else:
             self._outbox.pop(job_id, None)
 
-    def _theirs(self, job_id: str, fence: int) -> _Kept | None:
+    def _left_s(self, job: Job) -> float | None:
+        return None if job.deadline_s is None else job.created_at + job.deadline_s - self._clock.wall()
+
+    def _theirs(self, job_id: str, fence: str) -> _Kept | None:
         kept = self._kept.get(job_id)
         if kept is None or kept.job.status is not JobStatus.IN_PROGRESS or kept.job.fence != fence:
             return None
@@ -229,7 +238,7 @@ class MemoryJobStore:
         heappush(self._queues[kept.job.priority], (kept.tag, kept.number, kept.job.id))
 
     def _shown(self, kept: _Kept) -> Job:
-        job = kept.job
+        job = replace(kept.job, body=b"", left_s=self._left_s(kept.job))
         if job.status is not JobStatus.QUEUED:
             return job
         place = (self._next_tag(job) if job.id in self._deferred else kept.tag, kept.number)
@@ -254,9 +263,8 @@ class MemoryJobStore:
             self._outbox[job_id] = now
 
     def _expire(self) -> None:
-        now = self._clock.wall()
         for kept in [self._kept[job_id] for job_id in self._deadlines]:
-            if (kept.job.deadline_at or 0.0) <= now:
+            if (self._left_s(kept.job) or 0.0) <= 0:
                 self._finish(kept, JobOutcome(JobStatus.EXPIRED, error=DEADLINE_PASSED))
 
     def _forget_old(self) -> None:

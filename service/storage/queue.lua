@@ -3,6 +3,7 @@
 -- KEYS[1] is the prefix of all keys, in braces. Times are in milliseconds since the epoch. Below the prefix:
 --   job:ID              hash, the record; it goes when its result is too old
 --   gone:ID             the principal of a job that is over, kept for longer
+--   done:ID             the fence of the claim that ended it, kept for as long as its worker may say so again
 --   queued:PRIORITY     sorted set of the jobs that wait, by start tag; a member is 16 digits of its coming, and the id
 --   tags:PRIORITY       hash: principal -> the start tag of its next job
 --   begun:PRIORITY      the start tag of the newest that was begun
@@ -23,6 +24,7 @@ local prefix = KEYS[1]
 local STEP = 1000000
 local AT_ONCE = 100
 local SEEN_MS = 500
+local DONE_MS = 60000
 -- Claims of one job that may end without a word of their worker before they count: its answer came too late to be heard.
 local UNHEARD_MAX = 40
 

@@ -1,6 +1,7 @@
 """Jobs of a fleet in Redis: one script for all that changes them."""
 
 import logging
+import secrets
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -83,7 +84,6 @@ class RedisJobStore:
 
     async def submit(self, job: Job) -> Job:
         """See :class:`service.engine.jobs.JobStore`."""
-        deadline = 0 if job.deadline_at is None else _ms(job.deadline_at)
         accepted, *record = await self._run(
             "submit",
             job.id,
@@ -93,7 +93,7 @@ class RedisJobStore:
             job.body,
             job.priority,
             job.weight,
-            deadline,
+            0 if job.deadline_s is None else max(1, _ms(job.deadline_s)),
             job.fingerprint,
             job.webhook or "",
         )
@@ -124,6 +124,7 @@ class RedisJobStore:
             *self._kept(),
             msgspec.json.encode(LOST),
             msgspec.json.encode(DEADLINE_PASSED),
+            secrets.token_hex(6),
         )
         jobs: list[Job] = []
         for name, record in claimed:
@@ -132,7 +133,7 @@ class RedisJobStore:
                 jobs.append(_job(job_id, record))
             except _UNREADABLE:
                 logger.exception("job failed: its record cannot be read", extra={"job_id": job_id})
-                fence = _fields(record)["attempts"]
+                fence = _fields(record)["fence"]
                 error = msgspec.json.encode(UNREADABLE)
                 await self._run("finish", job_id, fence, *self._kept(), JobStatus.FAILED.value, "error", error)
         return jobs
@@ -208,22 +209,25 @@ def _found(job_id: str, reply: list[Any]) -> Job | GoneJob | None:
 
 
 def _job(job_id: str, record: list[Any]) -> Job:
-    position = record[1]
+    now_ms, position = int(record[0]), record[1]
     fields = _fields(record)
+    created_ms = int(fields["created"])
+    deadline_ms = int(fields["deadline"]) if "deadline" in fields else None
     return Job(
         id=job_id,
         principal=fields["principal"].decode(),
         route=fields["route"].decode(),
         body=_body(fields),
         priority=cast("Priority", fields["priority"].decode()),
-        deadline_at=_time(fields, "deadline"),
-        created_at=int(fields["created"]) / 1_000,
+        deadline_s=None if deadline_ms is None else (deadline_ms - created_ms) / 1_000,
+        left_s=None if deadline_ms is None else (deadline_ms - now_ms) / 1_000,
+        created_at=created_ms / 1_000,
         webhook=fields["webhook"].decode() if "webhook" in fields else None,
         webhook_status=cast("WebhookStatus", fields["webhook_status"].decode()) if "webhook" in fields else None,
         fingerprint=fields["fingerprint"].decode(),
         status=JobStatus(fields["status"].decode()),
         attempts=int(fields["attempts"]) - int(fields.get("released", 0)),
-        fence=int(fields["attempts"]),
+        fence=fields.get("fence", b"").decode(),
         setbacks=int(fields.get("setbacks", 0)),
         waits=int(fields.get("waits", 0)),
         position=None if position < 0 else position,

@@ -196,7 +196,7 @@ class Worker:
     async def _do(self, running: _Running) -> None:
         job = running.job
         try:
-            outcome = await self._runner.run(job, running.add)
+            outcome = await self._outcome(running)
         except asyncio.CancelledError:
             if running.is_taken_away:
                 self._metrics.jobs_taken_away.inc()
@@ -220,6 +220,15 @@ class Worker:
         else:
             logger.warning("a result came too late: the job was not ours any more", extra={"job_id": job.id})
             self._metrics.jobs_taken_away.inc()
+
+    async def _outcome(self, running: _Running) -> JobOutcome:
+        """Do a job. A cancellation that nobody asked this task for is a defect of whoever raised it."""
+        try:
+            return await self._runner.run(running.job, running.add)
+        except asyncio.CancelledError as error:
+            if running.task.cancelling():
+                raise
+            raise AssertionError("cancelled by nobody") from error
 
     async def _settled(self, step: Callable[[], Awaitable[T]]) -> T:
         """Say to the store how a job ended, as often as it takes."""

@@ -52,6 +52,15 @@ async def test_a_job_is_accepted_with_its_address_and_when_to_ask(api: FakeApp) 
     assert (await api.client.get(response.headers["location"])).status_code == 200
 
 
+async def test_a_job_that_is_submitted_again_is_told_as_it_stands(api: FakeApp) -> None:
+    headers = {"Idempotency-Key": "1"}
+    first = await api.client.post("/generate/async", json={"prompt": "Hi"}, headers=headers)
+    job_id = first.json()["job_id"]
+    await ended(api, job_id)
+    again = await api.client.post("/generate/async", json={"prompt": "Hi"}, headers=headers)
+    assert (again.status_code, again.json()) == (202, {"job_id": job_id, "status": "complete"})
+
+
 async def test_the_defaults_suit_long_answers(api: FakeApp) -> None:
     await submit(api)
     assert (await api.provider.call()).request == GenerationRequest(

@@ -157,6 +157,14 @@ async def test_the_batches_of_one_caller_share_its_turns(bench: Bench) -> None:
     assert Counter(job.principal for job in await bench.jobs.claim(20)) == {"alice": 10, "bob": 10}
 
 
+async def test_a_line_that_is_finished_twice_is_told_so_twice(bench: Bench) -> None:
+    batch = await bench.begun(await bench.file(lines=2))
+    (job, _) = await bench.jobs.claim(2)
+    assert await bench.jobs.finish(job, DONE)
+    assert await bench.jobs.finish(job, DONE)
+    assert (await bench.batch(batch)).completed == 1
+
+
 async def test_a_batch_with_a_key_is_begun_once(bench: Bench) -> None:
     file = await bench.file()
     begun = await bench.begun(file, id="batch_1", fingerprint="a")

@@ -64,9 +64,7 @@ class Bench:
             {"enabled": True, "keys": {"alice": {"key": hash_key(ALICE), "limits": limits or {}}}}
         )
         authenticator = KeyAuthenticator(auth, self.clock)
-        self.runner = JobRunner(
-            routes=JOB_ROUTES, generation=self.generation, authenticator=authenticator, clock=self.clock
-        )
+        self.runner = JobRunner(routes=JOB_ROUTES, generation=self.generation, authenticator=authenticator)
         self.pieces: list[str | None] = []
 
     def job(self, **changed: Any) -> Job:
@@ -96,7 +94,7 @@ async def test_a_submission_whose_answer_was_lost_is_made_once_more(late: int, a
     bench = Bench()
     store = LateStore(JobSettings(), bench.clock)
     store.late = late
-    service = JobService(store=store, routes=JOB_ROUTES, generation=bench.generation, clock=bench.clock)
+    service = JobService(store=store, routes=JOB_ROUTES, generation=bench.generation)
     context = RequestContext(request_id="req_1", principal=Principal("alice"))
     body = b'{"prompt":"Hi","model":"m1"}'
     with nullcontext() if accepts else pytest.raises(StoreUnavailable):
@@ -225,7 +223,7 @@ async def test_what_only_a_newer_version_knows_is_left_to_its_workers() -> None:
 
 async def test_a_deadline_ends_the_call() -> None:
     bench = Bench(script=Script(stepped=True))
-    outcome = await bench.run(deadline_at=bench.clock.wall() + 0.02)
+    outcome = await bench.run(left_s=0.02)
     assert outcome == JobOutcome(JobStatus.EXPIRED, error=DEADLINE_PASSED)
     assert bench.provider.calls[0].closed.is_set()
 

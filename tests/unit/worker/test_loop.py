@@ -232,6 +232,16 @@ async def test_a_defect_fails_the_job_and_not_the_worker(bench: Bench) -> None:
     assert bench.value("llm_api_unhandled_errors_total", place="job") == 1
 
 
+async def test_a_cancellation_that_nobody_asked_for_is_a_defect(bench: Bench) -> None:
+    job_id = await bench.submit()
+    async with bench.working():
+        await until(lambda: bench.begun == [job_id])
+        bench.outcome(job_id).cancel()
+        await bench.stands(job_id, JobStatus.FAILED)
+    assert bench.store.released == []
+    assert bench.value("llm_api_unhandled_errors_total", place="job") == 1
+
+
 async def test_a_job_that_comes_back_to_a_worker_that_was_not_heard_is_worked_on_once(bench: Bench) -> None:
     job_id = await bench.submit()
     async with bench.working():
