@@ -42,6 +42,7 @@ class Job:
     """One job as it stands; a change makes a new one. Times are in seconds since the epoch, by the store's clock."""
 
     id: str
+    """Of a line of a batch: the batch's, a slash, and its number."""
     principal: str
     """The name of whose it is; nobody else can see it."""
     route: str
@@ -87,6 +88,11 @@ class Job:
     """What it cost; None where the model has no price."""
     error: JobError | None = None
     """Given with ``failed``, and with ``expired``."""
+
+    @property
+    def is_line(self) -> bool:
+        """Whether it is a line of a batch."""
+        return "/" in self.id
 
     def ended(self, outcome: "JobOutcome", *, finished_at: float, expires_at: float) -> Self:
         """Return the job as it is after this outcome."""

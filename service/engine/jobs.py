@@ -50,7 +50,8 @@ ID_PREFIX = "job_"
 KEYED_DIGITS = 40
 """Of a key's digest: 160 bits, which nobody guesses who does not know the key."""
 SETBACKS_S = (5.0, 30.0, 120.0, 600.0)
-"""How long a job waits after each failure of its providers, retries and other routes included, before it fails."""
+"""How long a job waits after each failure of its providers, retries and other routes included, before it fails;
+also where this process does not know what the one that accepted it knew, by a newer configuration."""
 TRIES_MAX = 3
 """Calls of one attempt that broke off after their first content, where nobody keeps what came."""
 
@@ -255,21 +256,19 @@ class JobRunner:
             asked_s = WAIT_S if error.retry_after_s is None else error.retry_after_s
             raise NotYet(min(max(asked_s, WAIT_MIN_S * 2.0 ** min(job.waits, 10)), WAIT_MAX_S)) from error
         except ServiceError as error:
-            if isinstance(error, UpstreamError) and error.retryable and job.setbacks < len(SETBACKS_S):
-                raise NotYet(SETBACKS_S[job.setbacks], is_setback=True) from error
-            fault = JobError(error.code, error.message, retryable=error.retryable)
-            return JobOutcome(JobStatus.FAILED, error=fault)
+            if isinstance(error, UpstreamError) and error.retryable:
+                _count_setback(job, error)
+            return _failed(error)
 
     async def _answered(self, job: Job, progress: Callable[[str | None], object]) -> JobOutcome:
         route = self._routes.get(job.route)
         if route is None:  # it was accepted by a newer version, whose workers know it
             raise NotYet(WAIT_MAX_S)
-        request = route.read(job.body)
         try:
-            principal = self._authenticator.renew(Principal(job.principal))
-        except Unauthenticated:
-            raise PermissionDenied(f"{job.principal!r}, whose job this is, has no key any more") from None
-        context = RequestContext(request_id=job.id, principal=principal, background=True)
+            request, context = self._read(job, route)
+        except ServiceError as error:
+            _count_setback(job, error)
+            return _failed(error)
         completion = await self._completed(request, context, progress)
         return JobOutcome(
             JobStatus.COMPLETE,
@@ -277,6 +276,18 @@ class JobRunner:
             usage=completion.usage,
             cost_nano_usd=self._generation.cost_nano_usd(request.model, completion.usage, context),
         )
+
+    def _read(self, job: Job, route: JobRoute) -> tuple[GenerationRequest, RequestContext]:
+        """Return what to ask and for whom: whoever accepted the job could."""
+        request = route.read(job.body)
+        try:
+            principal = self._authenticator.renew(Principal(job.principal))
+        except Unauthenticated:
+            raise PermissionDenied(f"{job.principal!r}, whose job this is, has no key any more") from None
+        context = RequestContext(request_id=job.id, principal=principal, background=True)
+        if not job.is_line:  # the models of a batch were not looked at
+            self._generation.check_model(request.model, context)
+        return request, context
 
     async def _completed(
         self, request: GenerationRequest, context: RequestContext, progress: Callable[[str | None], object]
@@ -315,3 +326,14 @@ class JobRunner:
         if usage is None:
             usage = Usage(tokens_in(input_size(request)), tokens_in(len(text.encode())), estimated=True)
         return Completion(model=model, choices=(Choice(text, reason),), usage=usage, response_id=response_id)
+
+
+def _count_setback(job: Job, error: ServiceError) -> None:
+    """Raise ``NotYet``, unless the job has had as many setbacks as it may."""
+    if job.setbacks < len(SETBACKS_S):
+        raise NotYet(SETBACKS_S[job.setbacks], is_setback=True) from error
+
+
+def _failed(error: ServiceError) -> JobOutcome:
+    fault = JobError(error.code, error.message, retryable=error.retryable)
+    return JobOutcome(JobStatus.FAILED, error=fault)

@@ -204,16 +204,32 @@ async def test_what_the_provider_rejects_fails_at_once() -> None:
     assert len(bench.provider.calls) == 1
 
 
-async def test_the_jobs_of_a_caller_that_was_taken_out_fail() -> None:
-    outcome = await Bench().run(principal="bob")
+@pytest.mark.parametrize(
+    ("changed", "code", "named"),
+    [
+        ({"principal": "bob"}, "permission_denied", "'bob'"),
+        ({"body": b'{"prompt":"Hi","model":"m1","nonsense":1}'}, "invalid_request", "nonsense"),
+        ({"body": b'{"prompt":"Hi","model":"new"}'}, "model_not_found", "new"),
+    ],
+)
+async def test_what_only_a_newer_configuration_may_know_is_given_time(
+    changed: dict[str, Any], code: str, named: str
+) -> None:
+    bench = Bench()
+    for setbacks, wait_s in enumerate(SETBACKS_S):
+        with pytest.raises(NotYet) as waiting:
+            await bench.run(setbacks=setbacks, **changed)
+        assert (waiting.value.wait_s, waiting.value.is_setback) == (wait_s, True)
+    outcome = await bench.run(setbacks=len(SETBACKS_S), **changed)
     assert outcome.error is not None
-    assert (outcome.error.code, "'bob'" in outcome.error.detail) == ("permission_denied", True)
+    assert (outcome.error.code, named in outcome.error.detail) == (code, True)
+    assert bench.provider.calls == []
 
 
-async def test_a_body_that_this_version_does_not_take_fails_and_says_why() -> None:
-    outcome = await Bench().run(body=b'{"prompt":"Hi","model":"m1","nonsense":1}')
+async def test_a_line_of_a_batch_that_asks_for_an_unknown_model_fails_at_once() -> None:
+    outcome = await Bench().run(id="batch_1/1", body=b'{"prompt":"Hi","model":"new"}')
     assert outcome.error is not None
-    assert (outcome.error.code, "nonsense" in outcome.error.detail) == ("invalid_request", True)
+    assert outcome.error.code == "model_not_found"
 
 
 async def test_what_only_a_newer_version_knows_is_left_to_its_workers() -> None:
