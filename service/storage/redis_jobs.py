@@ -44,7 +44,7 @@ PATIENCE_S = 1.0
 """What each command has beyond ``redis.timeout_s``: one that is given up may have been carried out."""
 MAX_CONNECTIONS = 32
 AWAY_S = 5.0
-"""Without a word from any worker for so long, or for a third of the lease, the store was away, or all of them were."""
+"""Without a word from any worker for so long, or for half of the lease, the store was away, or all of them were."""
 WATCHED_S = 5.0
 """A watcher counts as one for so long after it last looked."""
 GONE_S = 7 * 86_400.0
@@ -69,7 +69,7 @@ class RedisJobStore:
         self._redis = redis
         self._settings = settings
         self._prefix = prefix
-        self._away_s = min(AWAY_S, settings.lease_s / 3) if away_s is None else away_s
+        self._away_s = min(AWAY_S, settings.lease_s / 2) if away_s is None else away_s
         self._script: AsyncScript | None = None
 
     @asynccontextmanager

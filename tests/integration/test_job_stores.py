@@ -579,7 +579,7 @@ async def test_a_clock_that_was_put_back_keeps_no_dead_workers_job(redis_url: st
         assert [one.id for one in await store.claim(1)] == [job_id]
 
 
-async def test_an_outage_is_told_from_a_death_within_a_third_of_the_lease(redis_url: str) -> None:
+async def test_an_outage_is_told_from_a_death_within_half_of_the_lease(redis_url: str) -> None:
     async with redis_store(redis_url, away_s=None) as store:
         await store.submit(job())
         (claimed,) = await store.claim(1)
