@@ -2,10 +2,11 @@
 --
 --   batch ID PRINCIPAL WEIGHT FILE ENDPOINT TOTAL WINDOW_MS METADATA FINGERPRINT OPEN_MAX QUEUE_MAX
 --                                                   -> { 1, fields of the batch }, { 0 }: its file or lines of it are gone,
---                                                      { 2 }: another has this id, { 3 }: its owner has too many, { 4 }: all have
+--                                                      { 2 }: another has this id, { 3 }: its owner has too
+--                                                      many, { 4 }: all have
 --   batch-cancel ID RESULT_MS                       -> fields of the batch, empty for an unknown one
 --   file-drop ID                                    -> 1; lines that a batch needs stay as long as its results
-local LINE_LOST = 'E{"code":"line_lost","detail":"the store does not have this line any more; send it again","retryable":true}'
+local LINE_LOST = 'E{"code":"line_lost","detail":"the store does not have this line any more","retryable":true}'
 
 -- End a batch; what is kept of it goes after result_ms.
 local function close_batch(id, status, result_ms)
@@ -63,7 +64,7 @@ local function forget(id, result_ms)
   end
 end
 
--- Take the next line of a batch as a job, and queue the rest of it for its owner's next turn; nil where there is none to be taken.
+-- Take the next line of a batch as a job, and queue the rest of it for its owner's next turn; nil where there is none.
 local function take_line(batch, tag, member, result_ms)
   local kept = redis.call('HMGET', key('batch', batch), 'status', 'next', 'total', 'principal', 'weight', 'file',
     'endpoint')

@@ -9,7 +9,7 @@
 --   beat LEASE_MS AWAY_MS RESULT_MS GONE_MS EXPIRED (ID FENCE TEXT)...
 --                                                   -> { ids that are not theirs any more, ids at which somebody looks }
 --   finish ID FENCE RESULT_MS GONE_MS STATUS (FIELD VALUE)...       -> 1, said again too; 0 where it is not theirs any more
---   release ID FENCE WAIT_MS SETBACKS             -> 1, or 0; it goes back, and this was no attempt: first, or with a
+--   release ID FENCE WAIT_MS SETBACKS               -> 1, or 0; it goes back, and this was no attempt: first, or with a
 --                                                   wait behind what waits by then
 --   hooks COUNT HOLD_MS                             -> { id, attempt, record }..., which are nobody else's for so long
 --   hooked ID STATUS WAIT_MS                        -> 1; while the status is pending, it is due again after that
@@ -248,7 +248,8 @@ end
 if command == 'depth' then
   local oldest = redis.call('ZRANGE', key('waiting'), 0, 0, 'WITHSCORES')
   return { redis.call('ZCARD', key('queued', 'interactive')), redis.call('ZCARD', key('queued', 'batch')),
-    redis.call('ZCARD', key('leases')), redis.call('ZCARD', key('deferred')), oldest[2] and whole(math.max(0, now - oldest[2])) or '0' }
+    redis.call('ZCARD', key('leases')), redis.call('ZCARD', key('deferred')),
+    oldest[2] and whole(math.max(0, now - oldest[2])) or '0' }
 end
 
 -- claim
