@@ -254,11 +254,9 @@ async def assemble(
     authenticator = KeyAuthenticator(
         settings.auth, clock, on_file=partial(metrics.note_key_file, "client_keys", "auth.keys_file")
     )
-    jobs = JobService(store=job_store, routes=JOB_ROUTES, generation=generation, metrics=metrics, clock=clock)
+    jobs = JobService(store=job_store, routes=JOB_ROUTES, generation=generation, metrics=metrics)
     if settings.jobs.worker and job_store is not None:
-        runner = JobRunner(
-            routes=JOB_ROUTES, generation=generation, authenticator=authenticator, clock=clock, tracing=tracing
-        )
+        runner = JobRunner(routes=JOB_ROUTES, generation=generation, authenticator=authenticator, tracing=tracing)
         worker = Worker(
             store=job_store,
             runner=runner,

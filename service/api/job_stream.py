@@ -5,14 +5,15 @@ import orjson
 from service.api.errors import problem
 from service.api.sse import DONE, json_event, text_event
 from service.domain.job import Job, JobStatus
-from service.errors import Cancelled, ServiceError
+from service.errors import Cancelled, JobGone, ServiceError
 
 
 class JobFraming:
     """Frames the states of one job; see :class:`service.engine.framing.Framing`.
 
     ``event: status`` tells where it stands, unnamed events carry text, and ``event: restart`` says that the text begins
-    again, since the process that worked on it died. The end is that of every stream of ours.
+    again, since the process that worked on it died. The end is that of every stream of ours; ``job_over`` in an error
+    tells how the job ended from why it is followed no further.
     """
 
     def __init__(self, *, request_id: str) -> None:
@@ -35,9 +36,12 @@ class JobFraming:
             return frames + json_event("usage", {**answer, "cost_usd": cost_usd}) + DONE
         if job.error is not None:
             fault = {"code": job.error.code, "detail": job.error.detail, "retryable": job.error.retryable}
-            return frames + json_event("error", {**fault, "job_id": job.id, "request_id": self._request_id})
+            return frames + json_event(
+                "error", {**fault, "job_id": job.id, "request_id": self._request_id, "job_over": True}
+            )
         if job.status is JobStatus.CANCELLED:
-            return frames + self.failure(Cancelled("the job was cancelled"))
+            cancelled = problem(Cancelled("the job was cancelled"), self._request_id)
+            return frames + json_event("error", {**cancelled, "job_over": True})
         return frames + (self._more(job.progress) if job.progress else b"")
 
     def end(self) -> bytes:
@@ -46,7 +50,7 @@ class JobFraming:
 
     def failure(self, error: ServiceError) -> bytes:
         """Frame why the following ends; the job may go on."""
-        return json_event("error", problem(error, self._request_id))
+        return json_event("error", {**problem(error, self._request_id), "job_over": isinstance(error, JobGone)})
 
     def _more(self, text: str) -> bytes:
         frames = b""

@@ -62,7 +62,7 @@ async def submit(
         key=await idempotency_key(request, context),
     )
     location = {"Location": f"/generate/async/{job.id}", "Retry-After": str(POLL_AFTER_S)}
-    return json_response(JobAccepted(job_id=job.id), status=202, headers=location)
+    return json_response(JobAccepted(job_id=job.id, status=job.status.value), status=202, headers=location)
 
 
 @router.get("/generate/async/{job_id}", response_model=JobState, responses=_LOOKUP)
@@ -81,7 +81,8 @@ async def status(job_id: str, jobs: Jobs, context: Context) -> Response:
     responses={
         200: {
             "description": "`event: status` tells where the job stands, unnamed events carry its text, and "
-            "`event: restart` says that it begins again; `event: usage` and `data: [DONE]` end it, or `event: error`.",
+            "`event: restart` says that it begins again; `event: usage` and `data: [DONE]` end it, or `event: error`, "
+            "whose `job_over` tells how the job ended from why it is followed no further.",
             "content": EVENT_STREAM,
         },
         **_LOOKUP,

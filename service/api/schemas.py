@@ -146,7 +146,8 @@ class JobAccepted(BaseModel):
     """A job that was taken."""
 
     job_id: str
-    status: Literal["queued"] = "queued"
+    status: Literal["queued", "in_progress", "complete", "failed", "cancelled", "expired"]
+    """Anything but `queued` is told of a job that was submitted before, with the same key."""
 
 
 class JobFault(BaseModel):

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from service.errors import NotFound, RateLimited
+
 
 class BatchStatus(StrEnum):
     """Where a batch stands. All but the first are final."""
@@ -45,6 +47,8 @@ class Batch:
     metadata: Mapping[str, str] = field(default_factory=dict)
     traceparent: str | None = None
     """Where its acceptance stands in a trace, for the jobs that its lines become."""
+    fingerprint: str = ""
+    """Of the request, where the id follows from an idempotency key."""
     status: BatchStatus = BatchStatus.IN_PROGRESS
     total: int = 0
     completed: int = 0
@@ -70,3 +74,18 @@ class LineResult:
     """What the route would have answered, as JSON; None where there is an error."""
     error: bytes | None
     """``{"code", "detail", "retryable"}`` as JSON."""
+
+
+RETRY_AFTER_MANY_S = 60.0
+"""A guess, since batches' lengths are not known."""
+
+
+def file_not_found(file_id: str) -> NotFound:
+    """Make what a caller is told whose file is not there, or is someone else's."""
+    return NotFound(f"there is no file {file_id!r}")
+
+
+def too_many_batches(open_max: int) -> RateLimited:
+    """Make what a caller is told who has as many open batches as one may."""
+    message = f"{open_max} of your batches are not over yet: wait for one of them, or put more lines into each"
+    return RateLimited(message, retry_after_s=RETRY_AFTER_MANY_S)

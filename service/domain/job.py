@@ -42,17 +42,22 @@ class Job:
     """One job as it stands; a change makes a new one. Times are in seconds since the epoch, by the store's clock."""
 
     id: str
+    """Of a line of a batch: the batch's, a slash, and its number."""
     principal: str
     """The name of whose it is; nobody else can see it."""
     route: str
     """The route of the API that would have answered at once: ``/generate``."""
-    body: bytes = field(repr=False)
-    """What that route was sent, as JSON; empty once the job is over."""
+    body: bytes = field(repr=False, compare=False)
+    """What that route was sent, as JSON; only who submits a job or has claimed it is given that."""
     priority: Priority = "interactive"
     weight: float = 1.0
     """The principal's share of the queue against others."""
-    deadline_at: float | None = None
-    """After which nobody wants the answer."""
+    deadline_s: float | None = None
+    """How long after its coming nobody wants the answer any more."""
+    left_s: float | None = field(default=None, compare=False)
+    """What was left of that when this was read."""
+    is_new: bool = field(default=False, compare=False)
+    """Whether it was accepted just then."""
     webhook: str | None = None
     """The address that is told how it ended."""
     webhook_status: WebhookStatus | None = None
@@ -65,10 +70,12 @@ class Job:
     status: JobStatus = JobStatus.QUEUED
     attempts: int = 0
     """How often it was begun, but for what was given back."""
-    fence: int = 0
-    """How often it was begun at all: the newest attempt has this number, and no other can finish the job."""
+    fence: str = ""
+    """Tells the newest claim from all others: nobody else can finish the job."""
     setbacks: int = 0
     """How often its providers failed it, and it was put back."""
+    waits: int = 0
+    """How often it was told to wait for what passes."""
     position: int | None = None
     """How many are before it, while it is queued; others' jobs may still come between."""
     started_at: float | None = None
@@ -85,6 +92,16 @@ class Job:
     """What it cost; None where the model has no price."""
     error: JobError | None = None
     """Given with ``failed``, and with ``expired``."""
+
+    @property
+    def is_line(self) -> bool:
+        """Whether it is a line of a batch."""
+        return "/" in self.id
+
+    @property
+    def run(self) -> int:
+        """How often it was begun at all, 0 before the first time: the number in its fence."""
+        return int(self.fence.partition("-")[0] or 0)
 
     def ended(self, outcome: "JobOutcome", *, finished_at: float, expires_at: float) -> Self:
         """Return the job as it is after this outcome."""
@@ -127,7 +144,7 @@ class Beat:
     """A sign of life from the worker that has a job."""
 
     job_id: str
-    fence: int
+    fence: str
     progress: str | None = None
     """The text so far, where somebody watches."""
 
@@ -147,9 +164,12 @@ class QueueDepth:
     """How much there is to do."""
 
     waiting: dict[Priority, int]
+    """Those that could be begun."""
     running: int
+    deferred: int
+    """Those that wait for a time, and could not be begun before."""
     oldest_wait_s: float
-    """How long the oldest of those that wait has waited; 0 where none does."""
+    """How long one has waited at most that could be begun; 0 where none can."""
 
 
 class DueWebhook(NamedTuple):
@@ -166,6 +186,8 @@ LOST = JobError(
     retryable=True,
 )
 """Why a job fails that was begun as often as it may be."""
+UNREADABLE = JobError("job_unreadable", "the record of this job cannot be read any more", retryable=True)
+"""Why a job fails whose record somebody changed."""
 DEADLINE_PASSED = JobError(
     "job_expired", "the deadline of this job came before its answer; submit it again with a later one", retryable=True
 )

@@ -7,11 +7,12 @@ from typing import Any, Protocol
 
 import msgspec
 
-from service.domain.batch import Batch, BatchFile, BatchStatus, LineResult
+from service.domain.batch import Batch, BatchFile, BatchStatus, LineResult, file_not_found
+from service.domain.idempotency import IdempotencyKey, other_body
 from service.domain.principal import Principal, RequestContext
 from service.engine.generation import GenerationService
 from service.engine.job_span import accepted
-from service.engine.jobs import JobNews, JobRoute
+from service.engine.jobs import KEYED_DIGITS, JobNews, JobRoute, once_more
 from service.errors import FieldError, InvalidRequest, NotFound, StoreUnavailable
 from service.telemetry import semconv
 
@@ -52,7 +53,11 @@ class BatchStore(Protocol):
         ...
 
     async def begin(self, batch: Batch) -> Batch:
-        """Queue a batch; return it with its times. Its file and all its lines stay until it is over."""
+        """Queue a batch, once however often it is begun; return it as it stands.
+
+        Its file and all its lines stay until it is over. Raises ``NotFound`` where one of them is gone, ``RateLimited``
+        when its principal has too many open ones, ``Overloaded``, and ``IdempotencyMismatch`` where another has its id.
+        """
         ...
 
     async def batch(self, batch_id: str) -> Batch | None:
@@ -129,7 +134,7 @@ class BatchService:
         """Return a file of the principal's; raise ``NotFound``, for someone else's too."""
         found = await self.store.file(file_id)
         if found is None or found.principal != principal.name:
-            raise NotFound(f"there is no file {file_id!r}")
+            raise file_not_found(file_id)
         return found
 
     async def drop_file(self, file_id: str, principal: Principal) -> None:
@@ -137,25 +142,44 @@ class BatchService:
         await self.store.drop_file((await self.file(file_id, principal)).id)
 
     async def begin(
-        self, file_id: str, endpoint: str, context: RequestContext, *, metadata: Mapping[str, str]
+        self,
+        file_id: str,
+        endpoint: str,
+        context: RequestContext,
+        *,
+        metadata: Mapping[str, str],
+        key: IdempotencyKey | None = None,
     ) -> Batch:
-        """Begin a batch with a file of the principal's; raise ``NotFound`` or ``InvalidRequest``."""
+        """Begin a batch with a file of the principal's, once for each ``key``.
+
+        Raises ``NotFound``, ``InvalidRequest``, ``IdempotencyMismatch``, ``RateLimited`` or ``Overloaded``.
+        """
+        batch_id = BATCH_PREFIX + (secrets.token_hex(16) if key is None else key.digest[:KEYED_DIGITS])
+        known = None if key is None else await self.store.batch(batch_id)
+        if key is not None and known is not None:
+            if known.fingerprint != key.fingerprint:
+                raise other_body()
+            return known
         file = await self.file(file_id, context.principal)
         (first,) = await self.store.lines(file.id, 1, 1)
+        if not first:
+            raise file_not_found(file_id)
         if _read(first).url != endpoint:
             raise InvalidRequest.at("endpoint", f"the file's lines ask for another one than {endpoint!r}")
         batch = Batch(
-            id=BATCH_PREFIX + secrets.token_hex(16),
+            id=batch_id,
             principal=context.principal.name,
             endpoint=endpoint,
             file_id=file.id,
             window_s=WINDOW_S,
             weight=context.principal.weight,
             metadata=metadata,
+            fingerprint="" if key is None else key.fingerprint,
             total=file.lines,
         )
         with accepted(context, semconv.BATCHES, batch.id) as traceparent:
-            begun = await self.store.begin(replace(batch, traceparent=traceparent))
+            traced = replace(batch, traceparent=traceparent)
+            begun = await once_more(lambda: self.store.begin(traced))
         self._news.submitted.set()
         return begun
 

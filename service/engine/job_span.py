@@ -44,14 +44,14 @@ def run_of(job: Job, tracing: Tracing | None) -> Iterator[Span | None]:
     if tracing is None:
         yield None
         return
-    before = [] if job.fence <= 1 else [place_of(job.id, job.fence - 1)]
+    before = [] if job.run <= 1 else [place_of(job.id, job.run - 1)]
     accepted_at = [] if job.traceparent is None else [TraceContext(job.traceparent)]
     span = tracing.root(
         f"process {semconv.JOBS}",
         "consumer",
-        {**_message("process", semconv.JOBS, job.id), semconv.JOB_RUN: job.fence},
+        {**_message("process", semconv.JOBS, job.id), semconv.JOB_RUN: job.run},
         links=[*accepted_at, *before],
-        context=place_of(job.id, job.fence),
+        context=place_of(job.id, job.run),
     )
     try:
         yield span
@@ -82,7 +82,7 @@ def place_of(job_id: str, run: int) -> TraceContext:
 
 def trace_of(job: Job) -> str:
     """Return the id of the trace that the job's run is."""
-    return place_of(job.id, job.fence).traceparent.split("-")[1]
+    return place_of(job.id, job.run).traceparent.split("-")[1]
 
 
 def _message(operation: str, destination: str, message_id: str) -> dict[str, Value]:

@@ -8,9 +8,12 @@ from service.domain.job import Job
 from service.domain.principal import Principal
 from service.engine.drain import Drain, Stage
 from service.engine.jobs import JobService
+from service.errors import StoreUnavailable
 
 LOOK_EVERY_S = 0.5
 """The worker tells its progress once a second."""
+FAILED_LOOKS_MAX = 10
+"""Looks in a row that the store does not answer; the job goes on meanwhile."""
 
 
 @asynccontextmanager
@@ -19,8 +22,8 @@ async def watched(
 ) -> AsyncIterator[AsyncIterator[Job]]:
     """Give the job as it stands, and as it stands after each change; the last one is over.
 
-    Raises on entering what :meth:`JobService.get` does, and ``Draining`` later, where this process stops and another
-    has to be asked.
+    Raises on entering what :meth:`JobService.get` does. Later ``Draining``, where this process stops and another has to
+    be asked, and ``StoreUnavailable`` where the store is away for long.
     """
     first = await jobs.get(job_id, principal, watching=True)
     stopping = asyncio.Event()
@@ -32,6 +35,7 @@ async def _changes(
     jobs: JobService, job: Job, principal: Principal, stopping: asyncio.Event, drain: Drain
 ) -> AsyncIterator[Job]:
     yield job
+    failed_looks = 0
     while not job.status.final:
         try:
             async with asyncio.timeout(LOOK_EVERY_S):
@@ -40,6 +44,14 @@ async def _changes(
             pass
         else:
             raise drain.error()
-        before, job = job, await jobs.get(job.id, principal, watching=True)
+        before = job
+        try:
+            job = await jobs.get(job.id, principal, watching=True)
+        except StoreUnavailable:
+            failed_looks += 1
+            if failed_looks > FAILED_LOOKS_MAX:
+                raise
+            continue
+        failed_looks = 0
         if job != before:
             yield job

@@ -2,12 +2,11 @@
 
 import asyncio
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from service.auth.base import Authenticator
-from service.domain.clock import Clock
 from service.domain.estimates import input_size, tokens_in
 from service.domain.generation import Choice, Completion, FinishReason, GenerationRequest, Usage
 from service.domain.idempotency import IdempotencyKey
@@ -48,15 +47,21 @@ _PASSING = (Overloaded, CircuitOpen, UpstreamThrottled, RateLimited, StoreUnavai
 """What a job waits for, however long it takes: it has time."""
 WAIT_S = 1.0
 """How long a job waits where nobody says how long."""
+WAIT_MIN_S = 0.25
+"""It waits at least so long the first time, and twice as long each time after: asking in vain is work too."""
 WAIT_MAX_S = 60.0
 """It asks again after this long in any case: limits change."""
 ID_PREFIX = "job_"
 KEYED_DIGITS = 40
 """Of a key's digest: 160 bits, which nobody guesses who does not know the key."""
 SETBACKS_S = (5.0, 30.0, 120.0, 600.0)
-"""How long a job waits after each failure of its providers, retries and other routes included, before it fails."""
+"""How long a job waits after each failure of its providers, retries and other routes included, before it fails;
+also where this process does not know what the one that accepted it knew, by a newer configuration."""
 TRIES_MAX = 3
 """Calls of one attempt that broke off after their first content, where nobody keeps what came."""
+
+
+T = TypeVar("T")
 
 
 class JobStore(Protocol):
@@ -89,12 +94,16 @@ class JobStore(Protocol):
         ...
 
     async def finish(self, job: Job, outcome: JobOutcome) -> bool:
-        """Write how an attempt ended; False where the job was not this attempt's any more, and nothing has changed."""
+        """Write how an attempt ended, once, however often it is said.
+
+        False where the job was not this attempt's any more, and nothing has changed.
+        """
         ...
 
     async def release(self, job: Job, *, wait_s: float = 0.0, is_setback: bool = False) -> bool:
-        """Put a job back in its place without an attempt; it is not begun again before ``wait_s`` are over.
+        """Put a job back, before all that wait, without an attempt.
 
+        With ``wait_s`` it is not begun before they are over, and then waits behind what its caller has waiting.
         ``is_setback`` counts one of ``Job.setbacks``.
         """
         ...
@@ -142,14 +151,12 @@ class JobService:
         routes: Mapping[str, JobRoute],
         generation: GenerationService,
         metrics: Metrics,
-        clock: Clock,
     ) -> None:
         """Without a ``store``, every call raises ``StoreUnavailable``."""
         self._given = store
         self._metrics = metrics
         self._routes = routes
         self._generation = generation
-        self._clock = clock
         self.news = JobNews()
 
     @property
@@ -176,7 +183,6 @@ class JobService:
         request = self._routes[route].read(body)
         self._generation.check_model(request.model, context)
         principal = context.principal
-        now = self._clock.wall()
         job = Job(
             id=ID_PREFIX + (secrets.token_urlsafe(18) if key is None else key.digest[:KEYED_DIGITS]),
             principal=principal.name,
@@ -184,15 +190,15 @@ class JobService:
             body=body,
             priority="batch" if "batch" in (priority, principal.priority) else "interactive",
             weight=principal.weight,
-            deadline_at=None if deadline_s is None else now + deadline_s,
+            deadline_s=deadline_s,
             webhook=webhook,
             webhook_status=None if webhook is None else "pending",
             fingerprint="" if key is None else key.fingerprint,
-            created_at=now,
         )
         with accepted(context, semconv.JOBS, job.id) as traceparent:
-            kept = await self._store.submit(replace(job, traceparent=traceparent))
-        if kept.created_at == now:  # with a key it may have been there before
+            traced = replace(job, traceparent=traceparent)
+            kept = await once_more(lambda: self._store.submit(traced))
+        if kept.is_new:  # with a key it may have been there before
             self._metrics.jobs_enqueued.labels(job.priority).inc()
         self.news.submitted.set()
         return kept
@@ -207,6 +213,14 @@ class JobService:
         cancelled = _owned(job_id, await self._store.cancel(job_id), principal)
         self.news.cancelled.set()
         return cancelled
+
+
+async def once_more(submit: Callable[[], Awaitable[T]]) -> T:
+    """Submit again where the store did not answer: it may have what it was given, and keeps that once."""
+    try:
+        return await submit()
+    except StoreUnavailable:
+        return await submit()
 
 
 def _owned(job_id: str, job: Job | GoneJob | None, principal: Principal) -> Job:
@@ -236,14 +250,12 @@ class JobRunner:
         routes: Mapping[str, JobRoute],
         generation: GenerationService,
         authenticator: Authenticator,
-        clock: Clock,
         tracing: Tracing | None = None,
     ) -> None:
         self._tracing = tracing
         self._routes = routes
         self._generation = generation
         self._authenticator = authenticator
-        self._clock = clock
 
     def log_fields(self, job: Job) -> dict[str, str]:
         """Return what a log line says of a run of a job, so that it can be found."""
@@ -262,32 +274,29 @@ class JobRunner:
 
     async def _ended(self, job: Job, progress: Callable[[str | None], object], span: Span | None) -> JobOutcome:
         try:
-            left_s = None if job.deadline_at is None else job.deadline_at - self._clock.wall()
-            async with asyncio.timeout(left_s) as deadline:
+            async with asyncio.timeout(job.left_s) as deadline:
                 return await self._answered(job, progress, span)
         except TimeoutError:
             if not deadline.expired():
                 raise  # a defect
             return JobOutcome(JobStatus.EXPIRED, error=DEADLINE_PASSED)
         except _PASSING as error:
-            wait_s = WAIT_S if error.retry_after_s is None else error.retry_after_s
-            raise NotYet(min(wait_s, WAIT_MAX_S)) from error
+            asked_s = WAIT_S if error.retry_after_s is None else error.retry_after_s
+            raise NotYet(min(max(asked_s, WAIT_MIN_S * 2.0 ** min(job.waits, 10)), WAIT_MAX_S)) from error
         except ServiceError as error:
-            if isinstance(error, UpstreamError) and error.retryable and job.setbacks < len(SETBACKS_S):
-                raise NotYet(SETBACKS_S[job.setbacks], is_setback=True) from error
-            fault = JobError(error.code, error.message, retryable=error.retryable)
-            return JobOutcome(JobStatus.FAILED, error=fault)
+            if isinstance(error, UpstreamError) and error.retryable:
+                _count_setback(job, error)
+            return _failed(error)
 
     async def _answered(self, job: Job, progress: Callable[[str | None], object], span: Span | None) -> JobOutcome:
         route = self._routes.get(job.route)
         if route is None:  # it was accepted by a newer version, whose workers know it
             raise NotYet(WAIT_MAX_S)
-        request = route.read(job.body)
         try:
-            principal = self._authenticator.renew(Principal(job.principal))
-        except Unauthenticated:
-            raise PermissionDenied(f"{job.principal!r}, whose job this is, has no key any more") from None
-        context = RequestContext(request_id=job.id, principal=principal, background=True, span=span)
+            request, context = self._read(job, route, span)
+        except ServiceError as error:
+            _count_setback(job, error)
+            return _failed(error)
         completion = await self._completed(request, context, progress)
         return JobOutcome(
             JobStatus.COMPLETE,
@@ -295,6 +304,18 @@ class JobRunner:
             usage=completion.usage,
             cost_nano_usd=self._generation.cost_nano_usd(request.model, completion.usage, context),
         )
+
+    def _read(self, job: Job, route: JobRoute, span: Span | None) -> tuple[GenerationRequest, RequestContext]:
+        """Return what to ask and for whom: whoever accepted the job could."""
+        request = route.read(job.body)
+        try:
+            principal = self._authenticator.renew(Principal(job.principal))
+        except Unauthenticated:
+            raise PermissionDenied(f"{job.principal!r}, whose job this is, has no key any more") from None
+        context = RequestContext(request_id=job.id, principal=principal, background=True, span=span)
+        if not job.is_line:  # the models of a batch were not looked at
+            self._generation.check_model(request.model, context)
+        return request, context
 
     async def _completed(
         self, request: GenerationRequest, context: RequestContext, progress: Callable[[str | None], object]
@@ -333,3 +354,14 @@ class JobRunner:
         if usage is None:
             usage = Usage(tokens_in(input_size(request)), tokens_in(len(text.encode())), estimated=True)
         return Completion(model=model, choices=(Choice(text, reason),), usage=usage, response_id=response_id)
+
+
+def _count_setback(job: Job, error: ServiceError) -> None:
+    """Raise ``NotYet``, unless the job has had as many setbacks as it may."""
+    if job.setbacks < len(SETBACKS_S):
+        raise NotYet(SETBACKS_S[job.setbacks], is_setback=True) from error
+
+
+def _failed(error: ServiceError) -> JobOutcome:
+    fault = JobError(error.code, error.message, retryable=error.retryable)
+    return JobOutcome(JobStatus.FAILED, error=fault)

@@ -1,127 +1,24 @@
--- Jobs of a fleet: records, queues, leases and results, changed together or not at all, on the server's own clock.
+-- Jobs: the part of the script (behind queue.lua and batches.lua) for records, leases and results.
 --
--- KEYS[1] is the prefix of all keys, in braces. Times are in milliseconds since the epoch. Below the prefix:
---   job:ID              hash, the record; it goes when its result is too old
---   gone:ID             the principal of a job that is over, kept for longer
---   queued:PRIORITY     sorted set of the jobs that wait, by start tag; a member is 16 digits of its coming, and the id
---   tags:PRIORITY       hash: principal -> the start tag of its next job
---   begun:PRIORITY      the start tag of the newest that was begun
---   waiting             sorted set of all that wait, by the time of their coming
---   deferred            sorted set of jobs that wait for a time
---   leases              sorted set of the jobs that run, by the time until which their worker need not be heard
---   deadlines           sorted set of the jobs that have one and are not over
---   batch:ID            hash: a batch; file:ID, lines:ID its file and that file's lines by number; results:ID what came of
---                       them: S and an answer, or E and an error. A line that runs is a job, ID/NUMBER, with a record as
---                       any other; a batch that waits stands in a queue once, and its next line is taken each time
---   batches:PRINCIPAL   sorted set of its batches, by the time of their coming
---   outbox              sorted set of the jobs that are over and of which a server is to be told, by when
---   seen                when a worker was heard last
---
---   submit ID QUEUE_MAX PRINCIPAL ROUTE BODY PRIORITY WEIGHT DEADLINE|0 FINGERPRINT WEBHOOK TRACEPARENT
+--   submit ID QUEUE_MAX PRINCIPAL ROUTE BODY PRIORITY WEIGHT DEADLINE_MS|0 FINGERPRINT WEBHOOK TRACEPARENT
 --                                                   -> { 1, record }, { 0 }: the queue is full, { 2 }: another has this id
 --   get ID                                          -> { 1, record }, { 0, principal } where it is gone, or { -1 }
 --   watch ID WATCH_MS                               -> as get; whoever works on it is told that somebody looks
 --   cancel ID RESULT_MS GONE_MS                     -> as get
---   claim COUNT LEASE_MS AWAY_MS ATTEMPTS RESULT_MS GONE_MS LOST EXPIRED    -> records
---   beat LEASE_MS AWAY_MS (ID ATTEMPT TEXT)...      -> { ids that are not theirs any more, ids at which somebody looks }
---   finish ID ATTEMPT RESULT_MS GONE_MS STATUS (FIELD VALUE)...             -> 1, or 0 where it is not theirs any more
---   release ID ATTEMPT WAIT_MS SETBACKS             -> 1, or 0; it goes back, and this was no attempt
+--   claim COUNT LEASE_MS AWAY_MS ATTEMPTS RESULT_MS GONE_MS LOST EXPIRED NONCE      -> records, with their bodies
+--   beat LEASE_MS AWAY_MS RESULT_MS GONE_MS EXPIRED (ID FENCE TEXT)...
+--                                                   -> { ids that are not theirs any more, ids at which somebody looks }
+--   finish ID FENCE RESULT_MS GONE_MS STATUS (FIELD VALUE)...       -> 1, said again too; 0 where it is not theirs any more
+--   release ID FENCE WAIT_MS SETBACKS               -> 1, or 0; it goes back, and this was no attempt: first, or with a
+--                                                   wait behind what waits by then
 --   hooks COUNT HOLD_MS                             -> { id, attempt, record }..., which are nobody else's for so long
 --   hooked ID STATUS WAIT_MS                        -> 1; while the status is pending, it is due again after that
---   batch ID PRINCIPAL WEIGHT FILE ENDPOINT TOTAL WINDOW_MS METADATA TRACEPARENT -> fields of the batch
---   batch-cancel ID RESULT_MS                       -> fields of the batch, empty for an unknown one
---   depth                                           -> { interactive, batch, running, ms of the longest wait }
--- A record is { now, position or -1, field, value, ... }. LOST and EXPIRED are errors, as JSON.
-local prefix = KEYS[1]
-local STEP = 1000000
-local AT_ONCE = 100
-local SEEN_MS = 500
-
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-
-local function whole(number)
-  return string.format('%.0f', number)
-end
-
-local function key(...)
-  return prefix .. table.concat({ ... }, ':')
-end
-
-local function field(id, name)
-  return redis.call('HGET', key('job', id), name)
-end
-
--- Keep where the acceptance of a job or a batch stands in a trace.
-local function note_trace(name, traceparent)
-  if traceparent and traceparent ~= '' then
-    redis.call('HSET', name, 'traceparent', traceparent)
-  end
-end
-
-local function begun(priority)
-  return tonumber(redis.call('GET', key('begun', priority)) or '0')
-end
-
-local function queue(id)
-  local kept = redis.call('HMGET', key('job', id), 'priority', 'member', 'tag', 'created', 'attempts')
-  if not kept[1] then -- somebody removed its record
-    return
-  end
-  -- Had it been begun before, nobody who waits is before it.
-  local tag = kept[5] == '0' and tonumber(kept[3]) or math.min(kept[3], begun(kept[1]))
-  redis.call('ZADD', key('queued', kept[1]), whole(tag), kept[2])
-  redis.call('ZADD', key('waiting'), kept[4], id)
-end
-
-local function unqueue(id)
-  local kept = redis.call('HMGET', key('job', id), 'priority', 'member')
-  redis.call('ZREM', key('queued', kept[1]), kept[2])
-  redis.call('ZREM', key('deferred'), id)
-  redis.call('ZREM', key('waiting'), id)
-end
-
--- End a batch; what is kept of it goes after result_ms.
-local function close_batch(id, status, result_ms)
-  local batch = key('batch', id)
-  local kept = redis.call('HMGET', batch, 'member', 'file')
-  redis.call('ZREM', key('queued', 'batch'), kept[1])
-  redis.call('ZREM', key('waiting'), id)
-  redis.call('HSET', batch, 'status', status, 'finished', whole(now), 'kept', whole(now + result_ms))
-  for _, name in ipairs({ batch, key('results', id), key('file', kept[2]), key('lines', kept[2]) }) do
-    redis.call('PEXPIRE', name, result_ms)
-  end
-end
-
-local function is_open(batch)
-  return redis.call('HGET', key('batch', batch), 'status') == 'in_progress'
-end
-
-local function forget_line(id)
-  unqueue(id)
-  redis.call('ZREM', key('leases'), id)
-  redis.call('DEL', key('job', id))
-end
-
--- Write what came of a line, once; with the last one its batch is over.
-local function finish_line(id, batch, status, result_ms)
-  local kept = redis.call('HMGET', key('job', id), 'answer', 'error')
-  forget_line(id)
-  local is_complete = status == 'complete'
-  local result = is_complete and 'S' .. kept[1] or 'E' .. (kept[2] or '{}')
-  if redis.call('HSETNX', key('results', batch), string.match(id, '/(%d+)$'), result) == 1 then
-    redis.call('HINCRBY', key('batch', batch), is_complete and 'completed' or 'failed', 1)
-  end
-  local count = redis.call('HMGET', key('batch', batch), 'completed', 'failed', 'total')
-  if count[1] + count[2] >= tonumber(count[3]) then
-    close_batch(batch, 'completed', result_ms)
-  end
-end
-
+--   depth                                           -> { interactive, batch, running, deferred, ms of the longest wait }
+-- A record is { now, position or -1, field, value, ... }. LOST and EXPIRED are errors, as JSON. A fence tells one claim from
+-- any other, also from those of a store that has forgotten some: it is the number of the attempt, and the claim's nonce.
 local function finish(id, status, result_ms, gone_ms)
-  local batch = field(id, 'batch')
-  if batch then
-    finish_line(id, batch, status, result_ms)
+  if is_line(id) then
+    finish_line(id, status, result_ms)
     return
   end
   local job = key('job', id)
@@ -137,9 +34,9 @@ local function finish(id, status, result_ms, gone_ms)
   redis.call('SET', key('gone', id), redis.call('HGET', job, 'principal'), 'PX', result_ms + gone_ms)
 end
 
-local function is_theirs(id, attempt)
-  local kept = redis.call('HMGET', key('job', id), 'status', 'attempts', 'batch')
-  return kept[1] == 'in_progress' and kept[2] == attempt and (not kept[3] or is_open(kept[3]))
+local function is_theirs(id, fence)
+  local kept = redis.call('HMGET', key('job', id), 'status', 'fence', 'batch')
+  return kept[1] == 'in_progress' and kept[2] == fence and (not kept[3] or is_open(kept[3]))
 end
 
 local function position(id)
@@ -148,8 +45,9 @@ local function position(id)
     return -1
   end
   local rank = redis.call('ZRANK', key('queued', kept[2]), kept[3])
-  if not rank then -- it waits for a time, and is the next one then
-    return 0
+  if not rank then -- it waits for a time; as if that was over
+    local tag = next_tag(kept[2], field(id, 'principal'))
+    rank = redis.call('ZCOUNT', key('queued', kept[2]), '-inf', whole(tag))
   end
   if kept[2] == 'batch' then
     rank = rank + redis.call('ZCARD', key('queued', 'interactive'))
@@ -157,8 +55,18 @@ local function position(id)
   return rank
 end
 
-local function record(id)
-  return { whole(now), position(id), unpack(redis.call('HGETALL', key('job', id))) }
+local function record(id, has_body)
+  local names, told = {}, { whole(now), position(id) }
+  for _, name in ipairs(redis.call('HKEYS', key('job', id))) do
+    if has_body or name ~= 'body' then
+      table.insert(names, name)
+    end
+  end
+  for at, value in ipairs(redis.call('HMGET', key('job', id), unpack(names))) do
+    table.insert(told, names[at])
+    table.insert(told, value)
+  end
+  return told
 end
 
 local function found(id)
@@ -172,21 +80,48 @@ local function found(id)
   return { -1 }
 end
 
--- Note that a worker was heard. If none could be for long, that was the store's fault, and says nothing of any of them.
+-- Note that a worker was heard. If none could be for long, that was the store's fault, and says nothing of any of them;
+-- nor does a time to come, from before the store's clock was put back.
 local function hear(lease_ms, away_ms)
   local seen = tonumber(redis.call('GET', key('seen')) or '0')
-  if now - seen > away_ms then
-    for _, job in ipairs(redis.call('ZRANGEBYSCORE', key('leases'), '-inf', whole(now + lease_ms))) do
+  if now - seen > away_ms or seen > now then
+    for _, job in ipairs(redis.call('ZRANGE', key('leases'), 0, -1)) do
       redis.call('ZADD', key('leases'), whole(now + lease_ms), job)
     end
   end
-  if now - seen > SEEN_MS then
+  if now - seen > SEEN_MS or seen > now then
     redis.call('SET', key('seen'), whole(now))
   end
 end
 
-local command = ARGV[1]
-local id = ARGV[2]
+-- End what has no more time.
+local function sweep(result_ms, gone_ms, expired)
+  for _, job in ipairs(redis.call('ZRANGEBYSCORE', key('deadlines'), '-inf', whole(now), 'LIMIT', 0, AT_ONCE)) do
+    if redis.call('EXISTS', key('job', job)) == 1 then
+      redis.call('HSET', key('job', job), 'error', expired)
+      finish(job, 'expired', result_ms, gone_ms)
+    else
+      forget(job, result_ms)
+    end
+  end
+  for _, batch in ipairs(redis.call('ZRANGEBYSCORE', key('open'), '-inf', whole(now), 'LIMIT', 0, AT_ONCE)) do
+    if is_open(batch) then
+      close_batch(batch, 'expired', result_ms)
+    else
+      redis.call('ZREM', key('open'), batch)
+    end
+  end
+end
+
+-- How often its worker died on a job. One that was never heard of it has hardly begun it: the answer to its claim was lost.
+local function deaths(id)
+  local kept = redis.call('HMGET', key('job', id), 'attempts', 'released', 'heard', 'unheard', 'fence')
+  if kept[3] ~= kept[5] and tonumber(kept[4] or '0') < UNHEARD_MAX then
+    redis.call('HINCRBY', key('job', id), 'unheard', 1)
+    kept[2] = redis.call('HINCRBY', key('job', id), 'released', 1)
+  end
+  return kept[1] - (kept[2] or 0)
+end
 
 if command == 'get' then
   return found(id)
@@ -205,14 +140,12 @@ if command == 'submit' then
   if known then -- the answer to the first time did not arrive, or it is asked for again
     return known == ARGV[10] and { 1, record(id) } or { 2 }
   end
-  if redis.call('ZCARD', key('waiting')) >= tonumber(ARGV[3]) then
+  if redis.call('SCARD', key('pending')) >= tonumber(ARGV[3]) then
     return { 0 }
   end
-  local tag = math.max(begun(priority), tonumber(redis.call('HGET', key('tags', priority), principal) or '0'))
-  redis.call('HSET', key('tags', priority), principal, whole(tag + STEP / ARGV[8]))
   local member = string.format('%016.0f', redis.call('INCR', key('count'))) .. id
   redis.call('HSET', key('job', id), 'status', 'queued', 'principal', principal, 'route', ARGV[5], 'body', ARGV[6],
-    'priority', priority, 'created', whole(now), 'attempts', '0', 'member', member, 'tag', whole(tag),
+    'priority', priority, 'created', whole(now), 'attempts', '0', 'member', member, 'weight', ARGV[8],
     'fingerprint', ARGV[10])
   redis.call('DEL', key('gone', id))
   if ARGV[11] ~= '' then
@@ -220,8 +153,8 @@ if command == 'submit' then
   end
   note_trace(key('job', id), ARGV[12])
   if ARGV[9] ~= '0' then
-    redis.call('HSET', key('job', id), 'deadline', ARGV[9])
-    redis.call('ZADD', key('deadlines'), ARGV[9], id)
+    redis.call('HSET', key('job', id), 'deadline', whole(now + ARGV[9]))
+    redis.call('ZADD', key('deadlines'), whole(now + ARGV[9]), id)
   end
   queue(id)
   return { 1, record(id) }
@@ -237,8 +170,9 @@ end
 
 if command == 'finish' then
   if not is_theirs(id, ARGV[3]) then
-    return 0
+    return redis.call('GET', key('done', id)) == ARGV[3] and 1 or 0
   end
+  redis.call('SET', key('done', id), ARGV[3], 'PX', DONE_MS)
   if #ARGV > 6 then
     redis.call('HSET', key('job', id), unpack(ARGV, 7))
   end
@@ -255,10 +189,11 @@ if command == 'release' then
   redis.call('HSET', key('job', id), 'status', 'queued')
   redis.call('ZREM', key('leases'), id)
   if tonumber(ARGV[4]) > 0 then
+    redis.call('HINCRBY', key('job', id), 'waits', 1 - ARGV[5])
     redis.call('ZADD', key('deferred'), whole(now + ARGV[4]), id)
-    redis.call('ZADD', key('waiting'), field(id, 'created'), id)
+    await(id)
   else
-    queue(id)
+    queue(id, true)
   end
   return 1
 end
@@ -266,10 +201,12 @@ end
 if command == 'beat' then
   hear(tonumber(ARGV[2]), tonumber(ARGV[3]))
   local stopped, watched = {}, {}
-  for at = 4, #ARGV, 3 do
+  sweep(tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6])
+  for at = 7, #ARGV, 3 do
     local job = ARGV[at]
     if is_theirs(job, ARGV[at + 1]) then
       redis.call('ZADD', key('leases'), whole(now + ARGV[2]), job)
+      redis.call('HSET', key('job', job), 'heard', ARGV[at + 1])
       if ARGV[at + 2] ~= '' then
         redis.call('HSET', key('job', job), 'progress', ARGV[at + 2])
       end
@@ -309,96 +246,51 @@ if command == 'hooked' then
   return 1
 end
 
-if command == 'batch' then
-  local principal, weight, file, total = ARGV[3], ARGV[4], ARGV[5], ARGV[7]
-  local tag = math.max(begun('batch'), tonumber(redis.call('HGET', key('tags', 'batch'), principal) or '0'))
-  local member = string.format('%016.0f', redis.call('INCR', key('count'))) .. id
-  redis.call('HSET', key('batch', id), 'status', 'in_progress', 'principal', principal, 'weight', weight, 'file', file,
-    'endpoint', ARGV[6], 'total', total, 'next', '0', 'completed', '0', 'failed', '0', 'created', whole(now),
-    'window', ARGV[8], 'metadata', ARGV[9], 'member', member)
-  note_trace(key('batch', id), ARGV[10])
-  redis.call('HSET', key('file', file), 'batch', id)
-  redis.call('PERSIST', key('file', file))
-  redis.call('PERSIST', key('lines', file))
-  redis.call('ZADD', key('queued', 'batch'), whole(tag), member)
-  redis.call('ZADD', key('waiting'), whole(now), id)
-  redis.call('ZADD', key('batches', principal), whole(now), id)
-  return redis.call('HGETALL', key('batch', id))
-end
-
-if command == 'batch-cancel' then
-  if is_open(id) then
-    close_batch(id, 'cancelled', tonumber(ARGV[3]))
-  end
-  return redis.call('HGETALL', key('batch', id))
-end
-
 if command == 'depth' then
   local oldest = redis.call('ZRANGE', key('waiting'), 0, 0, 'WITHSCORES')
   return { redis.call('ZCARD', key('queued', 'interactive')), redis.call('ZCARD', key('queued', 'batch')),
-    redis.call('ZCARD', key('leases')), oldest[2] and whole(math.max(0, now - oldest[2])) or '0' }
+    redis.call('ZCARD', key('leases')), redis.call('ZCARD', key('deferred')),
+    oldest[2] and whole(math.max(0, now - oldest[2])) or '0' }
 end
 
 -- claim
 local count, lease_ms, away_ms, attempts_max = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
-local result_ms, gone_ms, lost, expired = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8], ARGV[9]
+local result_ms, gone_ms, lost, expired, nonce = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8], ARGV[9], ARGV[10]
 
 hear(lease_ms, away_ms)
 
-for _, job in ipairs(redis.call('ZRANGEBYSCORE', key('deadlines'), '-inf', whole(now), 'LIMIT', 0, AT_ONCE)) do
-  redis.call('HSET', key('job', job), 'error', expired)
-  finish(job, 'expired', result_ms, gone_ms)
-end
+sweep(result_ms, gone_ms, expired)
 
 for _, job in ipairs(redis.call('ZRANGEBYSCORE', key('leases'), '-inf', whole(now), 'LIMIT', 0, AT_ONCE)) do
-  local kept = redis.call('HMGET', key('job', job), 'attempts', 'released', 'batch')
+  local kept = redis.call('HMGET', key('job', job), 'attempts', 'batch')
   redis.call('ZREM', key('leases'), job)
-  if not kept[1] then -- somebody removed its record
-    redis.call('ZREM', key('waiting'), job)
-  elseif kept[3] and not is_open(kept[3]) then
+  if not kept[1] then
+    forget(job, result_ms)
+  elseif kept[2] and not is_open(kept[2]) then
     forget_line(job)
-  elseif kept[1] - (kept[2] or 0) >= attempts_max then
+  elseif deaths(job) >= attempts_max then
     redis.call('HSET', key('job', job), 'error', lost)
     finish(job, 'failed', result_ms, gone_ms)
   else
     redis.call('HSET', key('job', job), 'status', 'queued')
-    queue(job)
+    queue(job, true)
   end
 end
 
 for _, job in ipairs(redis.call('ZRANGEBYSCORE', key('deferred'), '-inf', whole(now), 'LIMIT', 0, AT_ONCE)) do
   redis.call('ZREM', key('deferred'), job)
-  queue(job)
-end
-
--- Take the next line of a batch as a job, and queue the rest of it a step later; nil where there is none to be taken.
-local function take_line(batch, tag, member)
-  local kept = redis.call('HMGET', key('batch', batch), 'status', 'next', 'total', 'principal', 'weight', 'file',
-    'endpoint', 'created', 'window', 'traceparent')
-  if kept[1] ~= 'in_progress' then
-    return nil
+  if redis.call('EXISTS', key('job', job)) == 1 then
+    queue(job)
+  else
+    forget(job, result_ms)
   end
-  if kept[8] + kept[9] <= now then
-    close_batch(batch, 'expired', result_ms)
-    return nil
-  end
-  local number = redis.call('HINCRBY', key('batch', batch), 'next', 1)
-  if number < tonumber(kept[3]) then
-    redis.call('ZADD', key('queued', 'batch'), whole(tag + STEP / kept[5]), member)
-    redis.call('ZADD', key('waiting'), whole(now), batch)
-  end
-  local job = batch .. '/' .. number
-  local line = redis.call('HGET', key('lines', kept[6]), number)
-  redis.call('HSET', key('job', job), 'principal', kept[4], 'route', kept[7], 'body', line, 'priority', 'batch',
-    'created', whole(now), 'attempts', '0', 'tag', whole(tag), 'fingerprint', '', 'batch', batch,
-    'member', string.format('%016.0f', redis.call('INCR', key('count'))) .. job)
-  note_trace(key('job', job), kept[10])
-  return job
 end
 
 local taken = {}
 for _, priority in ipairs({ 'interactive', 'batch' }) do
-  while #taken < count do
+  local looks = 0
+  while #taken < count and looks < count + AT_ONCE do
+    looks = looks + 1
     local first = redis.call('ZPOPMIN', key('queued', priority))
     if not first[1] then
       -- Nobody waits, so nobody is ahead of anybody.
@@ -407,21 +299,24 @@ for _, priority in ipairs({ 'interactive', 'batch' }) do
     end
     local job = string.sub(first[1], 17)
     redis.call('ZREM', key('waiting'), job)
+    redis.call('SREM', key('pending'), job)
     if string.sub(job, 1, 6) == 'batch_' then
-      if not string.find(job, '/', 1, true) then
-        job = take_line(job, first[2], first[1])
-      elseif not is_open(field(job, 'batch') or '') then -- given back before its batch was ended
+      if not is_line(job) then
+        job = take_line(job, first[2], first[1], result_ms)
+      elseif not is_open(string.match(job, '^(.*)/')) then -- given back before its batch was ended
         forget_line(job)
         job = nil
       end
     end
-    if job and redis.call('EXISTS', key('job', job)) == 1 then
+    if job and redis.call('EXISTS', key('job', job)) == 0 then
+      forget(job, result_ms)
+    elseif job then
       redis.call('SET', key('begun', priority), whole(math.max(first[2], begun(priority))))
-      redis.call('HINCRBY', key('job', job), 'attempts', 1)
-      redis.call('HSET', key('job', job), 'status', 'in_progress')
+      local fence = redis.call('HINCRBY', key('job', job), 'attempts', 1) .. '-' .. nonce
+      redis.call('HSET', key('job', job), 'status', 'in_progress', 'fence', fence)
       redis.call('HSETNX', key('job', job), 'started', whole(now))
       redis.call('ZADD', key('leases'), whole(now + lease_ms), job)
-      table.insert(taken, { job, record(job) })
+      table.insert(taken, { job, record(job, true) })
     end
   end
 end

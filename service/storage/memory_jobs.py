@@ -37,9 +37,12 @@ class _Kept:
     job: Job
     tag: float
     number: int
+    queued_at: float
     watched_until: float = 0.0
-    not_before: float = 0.0
     webhook_attempts: int = 0
+    claims: int = 0
+    ended_by: str | None = None
+    """The fence of the claim that ended it."""
 
 
 class MemoryJobStore:
@@ -57,6 +60,8 @@ class MemoryJobStore:
         self._tags: dict[Priority, dict[str, float]] = {priority: {} for priority in _PRIORITIES}
         self._begun: dict[Priority, float] = dict.fromkeys(_PRIORITIES, 0.0)
         self._waiting: OrderedDict[str, None] = OrderedDict()
+        self._deferred: dict[str, float] = {}
+        """Jobs that wait for a time, and until when."""
         self._running: dict[str, None] = {}
         self._deadlines: set[str] = set()
         self._outbox: dict[str, float] = {}
@@ -73,17 +78,15 @@ class MemoryJobStore:
             if known.job.fingerprint != job.fingerprint:
                 raise other_body()
             return self._shown(known)
-        if len(self._waiting) >= self._settings.queue_max:
+        if len(self._waiting) + len(self._deferred) >= self._settings.queue_max:
             raise queue_full(self._settings.queue_max)
-        tags = self._tags[job.priority]
-        tag = max(self._begun[job.priority], tags.get(job.principal, 0.0))
-        tags[job.principal] = tag + 1 / job.weight
         self._count += 1
-        kept = self._kept[job.id] = _Kept(replace(job, created_at=self._clock.wall()), tag, self._count)
-        if job.deadline_at is not None:
+        now = self._clock.wall()
+        kept = self._kept[job.id] = _Kept(replace(job, created_at=now), self._take_turn(job), self._count, now)
+        if job.deadline_s is not None:
             self._deadlines.add(job.id)
         self._queue(kept)
-        return self._shown(kept)
+        return replace(self._shown(kept), is_new=True)
 
     async def get(self, job_id: str, *, watching: bool = False) -> Job | GoneJob | None:
         """See :class:`service.engine.jobs.JobStore`."""
@@ -108,31 +111,30 @@ class MemoryJobStore:
         self._expire()
         claimed: list[Job] = []
         now = self._clock.wall()
+        for kept in [self._kept[job_id] for job_id, at in self._deferred.items() if at <= now]:
+            del self._deferred[kept.job.id]
+            kept.tag = self._take_turn(kept.job)
+            self._queue(kept)
         for priority in _PRIORITIES:
-            later: list[tuple[float, int, str]] = []
             queue = self._queues[priority]
             while queue and len(claimed) < count:
-                tag, number, job_id = heappop(queue)
-                kept = self._kept.get(job_id)
-                if kept is None or job_id not in self._waiting:
+                tag, _, job_id = heappop(queue)
+                if job_id not in self._waiting:
                     continue  # cancelled, or too late, while it waited
-                if kept.not_before > now:
-                    later.append((tag, number, job_id))
-                    continue
+                kept = self._kept[job_id]
                 del self._waiting[job_id]
                 self._running[job_id] = None
                 self._begun[priority] = max(self._begun[priority], tag)
                 job = kept.job
+                kept.claims += 1
                 kept.job = replace(
                     job,
                     status=JobStatus.IN_PROGRESS,
                     attempts=job.attempts + 1,
-                    fence=job.fence + 1,
+                    fence=str(kept.claims),
                     started_at=now if job.started_at is None else job.started_at,
                 )
-                claimed.append(kept.job)
-            for entry in later:
-                heappush(queue, entry)
+                claimed.append(replace(kept.job, left_s=self._left_s(kept.job)))
             if not queue:
                 self._tags[priority].clear()
                 self._begun[priority] = 0.0
@@ -140,6 +142,7 @@ class MemoryJobStore:
 
     async def beat(self, beats: Sequence[Beat]) -> BeatAnswer:
         """See :class:`service.engine.jobs.JobStore`."""
+        self._expire()
         now = self._clock.wall()
         watched: set[str] = set()
         stopped: set[str] = set()
@@ -158,7 +161,9 @@ class MemoryJobStore:
         """See :class:`service.engine.jobs.JobStore`."""
         kept = self._theirs(job.id, job.fence)
         if kept is None:
-            return False
+            known = self._kept.get(job.id)
+            return known is not None and known.ended_by == job.fence
+        kept.ended_by = job.fence
         self._finish(kept, outcome)
         return True
 
@@ -170,10 +175,12 @@ class MemoryJobStore:
         del self._running[job.id]
         setbacks = kept.job.setbacks + is_setback
         kept.job = replace(kept.job, status=JobStatus.QUEUED, attempts=kept.job.attempts - 1, setbacks=setbacks)
-        kept.not_before = self._clock.wall() + wait_s if wait_s else 0.0
-        # Nobody who waits is before it.
-        kept.tag = min(kept.tag, self._begun[job.priority])
-        self._queue(kept)
+        if wait_s:
+            kept.job = replace(kept.job, waits=kept.job.waits + (not is_setback))
+            self._deferred[job.id] = self._clock.wall() + wait_s
+        else:
+            kept.tag = min(kept.tag, self._begun[job.priority])
+            self._queue(kept)
         return True
 
     async def depth(self) -> QueueDepth:
@@ -182,8 +189,8 @@ class MemoryJobStore:
         for job_id in self._waiting:
             waiting[self._kept[job_id].job.priority] += 1
         now = self._clock.wall()
-        created_at = min((self._kept[job_id].job.created_at for job_id in self._waiting), default=now)
-        return QueueDepth(waiting, len(self._running), max(0.0, now - created_at))
+        queued_at = min((self._kept[job_id].queued_at for job_id in self._waiting), default=now)
+        return QueueDepth(waiting, len(self._running), len(self._deferred), max(0.0, now - queued_at))
 
     async def due_webhooks(self, count: int, hold_s: float) -> Sequence[DueWebhook]:
         """See :class:`service.engine.jobs.JobStore`."""
@@ -208,25 +215,38 @@ class MemoryJobStore:
         else:
             self._outbox.pop(job_id, None)
 
-    def _theirs(self, job_id: str, fence: int) -> _Kept | None:
+    def _left_s(self, job: Job) -> float | None:
+        return None if job.deadline_s is None else job.created_at + job.deadline_s - self._clock.wall()
+
+    def _theirs(self, job_id: str, fence: str) -> _Kept | None:
         kept = self._kept.get(job_id)
         if kept is None or kept.job.status is not JobStatus.IN_PROGRESS or kept.job.fence != fence:
             return None
         return kept
 
+    def _next_tag(self, job: Job) -> float:
+        return max(self._begun[job.priority], self._tags[job.priority].get(job.principal, 0.0))
+
+    def _take_turn(self, job: Job) -> float:
+        tag = self._next_tag(job)
+        self._tags[job.priority][job.principal] = tag + 1 / job.weight
+        return tag
+
     def _queue(self, kept: _Kept) -> None:
         self._waiting[kept.job.id] = None
+        kept.queued_at = self._clock.wall()
         heappush(self._queues[kept.job.priority], (kept.tag, kept.number, kept.job.id))
 
     def _shown(self, kept: _Kept) -> Job:
-        job = kept.job
+        job = replace(kept.job, body=b"", left_s=self._left_s(kept.job))
         if job.status is not JobStatus.QUEUED:
             return job
+        place = (self._next_tag(job) if job.id in self._deferred else kept.tag, kept.number)
         before = sum(
             1
             for priority in (_PRIORITIES if job.priority == "batch" else ("interactive",))
             for tag, number, job_id in self._queues[priority]
-            if job_id in self._waiting and (priority != job.priority or (tag, number) < (kept.tag, kept.number))
+            if job_id in self._waiting and (priority != job.priority or (tag, number) < place)
         )
         return replace(job, position=before)
 
@@ -234,6 +254,7 @@ class MemoryJobStore:
         now = self._clock.wall()
         job_id = kept.job.id
         self._waiting.pop(job_id, None)
+        self._deferred.pop(job_id, None)
         self._running.pop(job_id, None)
         self._deadlines.discard(job_id)
         kept.job = kept.job.ended(outcome, finished_at=now, expires_at=now + self._settings.result_ttl_s)
@@ -242,9 +263,8 @@ class MemoryJobStore:
             self._outbox[job_id] = now
 
     def _expire(self) -> None:
-        now = self._clock.wall()
         for kept in [self._kept[job_id] for job_id in self._deadlines]:
-            if (kept.job.deadline_at or 0.0) <= now:
+            if (self._left_s(kept.job) or 0.0) <= 0:
                 self._finish(kept, JobOutcome(JobStatus.EXPIRED, error=DEADLINE_PASSED))
 
     def _forget_old(self) -> None:

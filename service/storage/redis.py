@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -9,10 +10,10 @@ from typing import Any, NoReturn
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.client import Pipeline
-from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.connection import AbstractConnection, Connection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 from typing_extensions import override
 
 from service.config import RedisSettings
@@ -25,6 +26,10 @@ MAX_CONNECTIONS = 64
 FIRST_BACKOFF_S = 0.05
 MAX_BACKOFF_S = 1.0
 """Seconds between two steps in the background while the store is away: they double from the one to the other."""
+_PASSING = re.compile(
+    r"\b(READONLY|LOADING|OOM|NOAUTH|NOPERM|CLUSTERDOWN|BUSY|MISCONF|MASTERDOWN|NOREPLICAS|TRYAGAIN|MOVED|ASK|UNKILLABLE)\b"
+)
+"""What a server says that refuses for a time, or by its configuration."""
 CONNECT_FACTOR = 5
 """A new connection may take so many times ``redis.timeout_s``: TCP, TLS and a greeting are several round trips."""
 
@@ -77,6 +82,25 @@ def redis_errors() -> Iterator[None]:
         yield
     except (RedisError, OSError, TimeoutError) as error:
         raise StoreUnavailable(f"the shared store did not answer ({type(error).__name__})") from error
+
+
+class ScriptDefect(Exception):  # noqa: N818 - no outage, and nothing that a caller is told
+    """A script of ours failed by itself: it has a fault, or somebody changed what it works on."""
+
+
+@contextmanager
+def script_errors() -> Iterator[None]:
+    """As ``redis_errors``; but what the store is not the cause of is a ``ScriptDefect``."""
+    try:
+        with redis_errors():
+            yield
+    except StoreUnavailable as error:
+        cause = error.__cause__
+        # The library has a class for most of what a server refuses for a time; the others say it in their first word,
+        # which older servers put behind the place in the script.
+        if type(cause) is ResponseError and not _PASSING.search(str(cause)):
+            raise ScriptDefect(str(cause)) from cause
+        raise
 
 
 class StoreOutage:
@@ -165,7 +189,7 @@ class _Client(Redis):
     async def _send_command_parse_response(
         self, conn: AbstractConnection, command_name: str, *args: Any, **options: Any
     ) -> Any:
-        async with asyncio.timeout(self._timeout_s):
+        async with asyncio.timeout(self._timeout_s), _left_if_read_only(conn):
             return await super()._send_command_parse_response(conn, command_name, *args, **options)  # type: ignore[no-untyped-call]
 
     @override
@@ -181,11 +205,38 @@ class _Pipeline(Pipeline):
         self._timeout_s = timeout_s
 
     @override
-    async def _execute_pipeline(self, *arguments: Any) -> Any:
-        async with asyncio.timeout(self._timeout_s):
-            return await super()._execute_pipeline(*arguments)
+    async def _execute_pipeline(self, connection: Connection, *arguments: Any) -> Any:
+        async with asyncio.timeout(self._timeout_s), _left_if_read_only(connection) as look:
+            return look(await super()._execute_pipeline(connection, *arguments))
 
     @override
-    async def _execute_transaction(self, *arguments: Any) -> Any:
-        async with asyncio.timeout(self._timeout_s):
-            return await super()._execute_transaction(*arguments)
+    async def _execute_transaction(self, connection: Connection, *arguments: Any) -> Any:
+        async with asyncio.timeout(self._timeout_s), _left_if_read_only(connection) as look:
+            return look(await super()._execute_transaction(connection, *arguments))
+
+
+@asynccontextmanager
+async def _left_if_read_only(connection: AbstractConnection) -> AsyncIterator[Callable[[Any], Any]]:
+    """Close a connection to what has become a replica: the address may lead to the new primary already.
+
+    Gives a function that looks for such an answer among those of a pipeline, and returns them.
+    """
+    replies: list[object] = []
+
+    def look(answers: Any) -> Any:
+        replies.extend(answers)
+        return answers
+
+    try:
+        yield look
+    except ResponseError as error:
+        replies.append(error)
+        raise
+    finally:
+        if any(map(_is_read_only, replies)):
+            await connection.disconnect(nowait=True)
+
+
+def _is_read_only(reply: object) -> bool:
+    # Inside a script, servers before Redis 7 say it as an error of the script.
+    return isinstance(reply, ReadOnlyError) or (isinstance(reply, ResponseError) and "-READONLY" in str(reply))

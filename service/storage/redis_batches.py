@@ -9,8 +9,17 @@ from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
 from service.config import JobSettings, RedisSettings
-from service.domain.batch import Batch, BatchFile, BatchStatus, LineResult
-from service.storage.redis import close_redis, redis_client, redis_errors
+from service.domain.batch import (
+    Batch,
+    BatchFile,
+    BatchStatus,
+    LineResult,
+    file_not_found,
+    too_many_batches,
+)
+from service.domain.idempotency import other_body
+from service.domain.job import queue_full
+from service.storage.redis import close_redis, redis_client, redis_errors, script_errors
 from service.storage.redis_jobs import PREFIX, SCRIPT
 
 PATIENCE_S = 5.0
@@ -18,8 +27,13 @@ PATIENCE_S = 5.0
 MAX_CONNECTIONS = 16
 UPLOADING_S = 3_600.0
 """How long the lines of a file are kept whose upload does not come to an end."""
+OPEN_MAX = 100
+"""Batches of one caller that may be open at once."""
 _ANSWER = b"S"
+_FILE_GONE, _BEGUN, _OTHER_REQUEST, _TOO_MANY = range(4)
+"""What the script answers to a new batch; anything else is a full queue."""
 _NOT_DONE = {
+    BatchStatus.COMPLETED: b'E{"code":"result_lost","detail":"the store does not have this line\'s result any more"}',
     BatchStatus.EXPIRED: b'E{"code":"batch_expired","detail":"the batch\'s window was over before this line was done"}',
     BatchStatus.CANCELLED: b'E{"code":"batch_cancelled","detail":"the batch was cancelled before this line was done"}',
 }
@@ -31,6 +45,7 @@ class RedisBatchStore:
 
     def __init__(self, *, redis: RedisSettings, settings: JobSettings, prefix: str = PREFIX) -> None:
         self._settings = redis
+        self._queue_max = settings.queue_max
         self._kept_ms = _ms(settings.result_ttl_s)
         self._prefix = prefix
         self._client: Redis | None = None
@@ -82,11 +97,7 @@ class RedisBatchStore:
 
     async def drop_file(self, file_id: str) -> None:
         """See :class:`service.engine.batches.BatchStore`."""
-        with redis_errors():
-            # The lines of a batch that runs are needed; they go with its end.
-            runs = await self._redis.hexists(self._key("file", file_id), "batch")
-            keys = [self._key("file", file_id)] + ([] if runs else [self._key("lines", file_id)])
-            await self._redis.unlink(*keys)
+        await self._run("file-drop", file_id)
 
     async def file(self, file_id: str) -> BatchFile | None:
         """See :class:`service.engine.batches.BatchStore`."""
@@ -112,22 +123,28 @@ class RedisBatchStore:
 
     async def begin(self, batch: Batch) -> Batch:
         """See :class:`service.engine.batches.BatchStore`."""
-        metadata = orjson.dumps(dict(batch.metadata))
-        return _batch(
+        answer, *fields = await self._run(
+            "batch",
             batch.id,
-            await self._run(
-                "batch",
-                batch.id,
-                batch.principal,
-                batch.weight,
-                batch.file_id,
-                batch.endpoint,
-                batch.total,
-                _ms(batch.window_s),
-                metadata,
-                batch.traceparent or "",
-            ),
+            batch.principal,
+            batch.weight,
+            batch.file_id,
+            batch.endpoint,
+            batch.total,
+            _ms(batch.window_s),
+            orjson.dumps(dict(batch.metadata)),
+            batch.fingerprint,
+            OPEN_MAX,
+            self._queue_max,
+            batch.traceparent or "",
         )
+        if answer == _BEGUN:
+            return _batch(batch.id, fields[0])
+        if answer == _FILE_GONE:
+            raise file_not_found(batch.file_id)
+        if answer == _OTHER_REQUEST:
+            raise other_body()
+        raise too_many_batches(OPEN_MAX) if answer == _TOO_MANY else queue_full(self._queue_max)
 
     async def batch(self, batch_id: str) -> Batch | None:
         """See :class:`service.engine.batches.BatchStore`."""
@@ -184,7 +201,7 @@ class RedisBatchStore:
     async def _run(self, command: str, *arguments: Any) -> Any:
         if self._script is None:
             raise AssertionError("the store is not opened")
-        with redis_errors():
+        with script_errors():
             return await self._script(keys=[self._prefix], args=[command, *arguments])
 
 
@@ -199,6 +216,7 @@ def _batch(batch_id: str, pairs: Sequence[bytes]) -> Batch:
         window_s=window_ms / 1_000,
         weight=float(fields["weight"]),
         metadata=orjson.loads(fields["metadata"]),
+        fingerprint=fields["fingerprint"].decode(),
         status=BatchStatus(fields["status"].decode()),
         total=int(fields["total"]),
         completed=int(fields["completed"]),

@@ -1,5 +1,7 @@
 """Jobs of a fleet in Redis: one script for all that changes them."""
 
+import logging
+import secrets
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -15,6 +17,7 @@ from service.domain.idempotency import other_body
 from service.domain.job import (
     DEADLINE_PASSED,
     LOST,
+    UNREADABLE,
     Beat,
     BeatAnswer,
     DueWebhook,
@@ -28,22 +31,27 @@ from service.domain.job import (
     queue_full,
 )
 from service.domain.principal import Priority
-from service.storage.redis import close_redis, redis_client, redis_errors
+from service.storage.redis import close_redis, redis_client, script_errors
 
-SCRIPT = files("service.storage").joinpath("jobs.lua").read_text("utf-8")
+logger = logging.getLogger(__name__)
+
+SCRIPT = "".join(
+    files("service.storage").joinpath(name).read_text("utf-8") for name in ("queue.lua", "batches.lua", "jobs.lua")
+)
 PREFIX = "{llm-api:jobs}:"
 """The braces put all keys into one slot of a Redis Cluster, so that a script may touch them together."""
 PATIENCE_S = 1.0
 """What each command has beyond ``redis.timeout_s``: one that is given up may have been carried out."""
 MAX_CONNECTIONS = 32
 AWAY_S = 5.0
-"""Without a word from any worker for so long, the store was away, or all of them were."""
+"""Without a word from any worker for so long, or for half of the lease, the store was away, or all of them were."""
 WATCHED_S = 5.0
 """A watcher counts as one for so long after it last looked."""
 GONE_S = 7 * 86_400.0
 """How long it is known, after that, that there was a result."""
 
 _OTHER_REQUEST = 2
+_UNREADABLE = (KeyError, ValueError, msgspec.MsgspecError)
 
 
 class _Line(msgspec.Struct):
@@ -56,12 +64,12 @@ class RedisJobStore:
     """Obeys :class:`service.engine.jobs.JobStore` for all processes over one store."""
 
     def __init__(
-        self, *, redis: RedisSettings, settings: JobSettings, prefix: str = PREFIX, away_s: float = AWAY_S
+        self, *, redis: RedisSettings, settings: JobSettings, prefix: str = PREFIX, away_s: float | None = None
     ) -> None:
         self._redis = redis
         self._settings = settings
         self._prefix = prefix
-        self._away_s = away_s
+        self._away_s = min(AWAY_S, settings.lease_s / 2) if away_s is None else away_s
         self._script: AsyncScript | None = None
 
     @asynccontextmanager
@@ -76,7 +84,6 @@ class RedisJobStore:
 
     async def submit(self, job: Job) -> Job:
         """See :class:`service.engine.jobs.JobStore`."""
-        deadline = 0 if job.deadline_at is None else _ms(job.deadline_at)
         accepted, *record = await self._run(
             "submit",
             job.id,
@@ -86,7 +93,7 @@ class RedisJobStore:
             job.body,
             job.priority,
             job.weight,
-            deadline,
+            0 if job.deadline_s is None else max(1, _ms(job.deadline_s)),
             job.fingerprint,
             job.webhook or "",
             job.traceparent or "",
@@ -118,13 +125,31 @@ class RedisJobStore:
             *self._kept(),
             msgspec.json.encode(LOST),
             msgspec.json.encode(DEADLINE_PASSED),
+            secrets.token_hex(6),
         )
-        return [_job(job_id.decode(), record) for job_id, record in claimed]
+        jobs: list[Job] = []
+        for name, record in claimed:
+            job_id = name.decode()
+            try:
+                jobs.append(_job(job_id, record))
+            except _UNREADABLE:
+                logger.exception("job failed: its record cannot be read", extra={"job_id": job_id})
+                fence = _fields(record)["fence"]
+                error = msgspec.json.encode(UNREADABLE)
+                await self._run("finish", job_id, fence, *self._kept(), JobStatus.FAILED.value, "error", error)
+        return jobs
 
     async def beat(self, beats: Sequence[Beat]) -> BeatAnswer:
         """See :class:`service.engine.jobs.JobStore`."""
         triples = (part for beat in beats for part in (beat.job_id, beat.fence, beat.progress or ""))
-        stopped, watched = await self._run("beat", _ms(self._settings.lease_s), _ms(self._away_s), *triples)
+        stopped, watched = await self._run(
+            "beat",
+            _ms(self._settings.lease_s),
+            _ms(self._away_s),
+            *self._kept(),
+            msgspec.json.encode(DEADLINE_PASSED),
+            *triples,
+        )
         return BeatAnswer(frozenset(_texts(stopped)), frozenset(_texts(watched)))
 
     async def finish(self, job: Job, outcome: JobOutcome) -> bool:
@@ -145,13 +170,21 @@ class RedisJobStore:
 
     async def depth(self) -> QueueDepth:
         """See :class:`service.engine.jobs.JobStore`."""
-        interactive, batch, running, oldest_ms = await self._run("depth")
-        return QueueDepth({"interactive": interactive, "batch": batch}, running, int(oldest_ms) / 1_000)
+        interactive, batch, running, deferred, oldest_ms = await self._run("depth")
+        return QueueDepth({"interactive": interactive, "batch": batch}, running, deferred, int(oldest_ms) / 1_000)
 
     async def due_webhooks(self, count: int, hold_s: float) -> Sequence[DueWebhook]:
         """See :class:`service.engine.jobs.JobStore`."""
         due = await self._run("hooks", count, _ms(hold_s))
-        return [DueWebhook(_job(job_id.decode(), record), attempt) for job_id, attempt, record in due]
+        readable: list[DueWebhook] = []
+        for name, attempt, record in due:
+            job_id = name.decode()
+            try:
+                readable.append(DueWebhook(_job(job_id, record), attempt))
+            except _UNREADABLE:
+                logger.exception("nobody is told of a job: its record cannot be read", extra={"job_id": job_id})
+                await self.settle_webhook(job_id, "failed")
+        return readable
 
     async def settle_webhook(self, job_id: str, status: WebhookStatus, *, wait_s: float = 0.0) -> None:
         """See :class:`service.engine.jobs.JobStore`."""
@@ -163,7 +196,7 @@ class RedisJobStore:
     async def _run(self, command: str, *arguments: Any) -> Any:
         if self._script is None:
             raise AssertionError("the store is not opened")
-        with redis_errors():
+        with script_errors():
             return await self._script(keys=[self._prefix], args=[command, *arguments])
 
 
@@ -177,24 +210,29 @@ def _found(job_id: str, reply: list[Any]) -> Job | GoneJob | None:
 
 
 def _job(job_id: str, record: list[Any]) -> Job:
-    _, position, *pairs = record
-    fields = dict(zip(_texts(pairs[::2]), pairs[1::2], strict=True))
+    now_ms, position = int(record[0]), record[1]
+    fields = _fields(record)
+    created_ms = int(fields["created"])
+    deadline_ms = int(fields["deadline"]) if "deadline" in fields else None
     return Job(
         id=job_id,
         principal=fields["principal"].decode(),
         route=fields["route"].decode(),
         body=_body(fields),
         priority=cast("Priority", fields["priority"].decode()),
-        deadline_at=_time(fields, "deadline"),
-        created_at=int(fields["created"]) / 1_000,
+        deadline_s=None if deadline_ms is None else (deadline_ms - created_ms) / 1_000,
+        left_s=None if deadline_ms is None else (deadline_ms - now_ms) / 1_000,
+        created_at=created_ms / 1_000,
+        is_new=created_ms == now_ms,
         webhook=fields["webhook"].decode() if "webhook" in fields else None,
         webhook_status=cast("WebhookStatus", fields["webhook_status"].decode()) if "webhook" in fields else None,
         fingerprint=fields["fingerprint"].decode(),
         traceparent=fields["traceparent"].decode() if "traceparent" in fields else None,
         status=JobStatus(fields["status"].decode()),
         attempts=int(fields["attempts"]) - int(fields.get("released", 0)),
-        fence=int(fields["attempts"]),
+        fence=fields.get("fence", b"").decode(),
         setbacks=int(fields.get("setbacks", 0)),
+        waits=int(fields.get("waits", 0)),
         position=None if position < 0 else position,
         started_at=_time(fields, "started"),
         finished_at=_time(fields, "finished"),
@@ -205,6 +243,11 @@ def _job(job_id: str, record: list[Any]) -> Job:
         cost_nano_usd=int(fields["cost"]) if "cost" in fields else None,
         error=msgspec.json.decode(fields["error"], type=JobError) if "error" in fields else None,
     )
+
+
+def _fields(record: list[Any]) -> dict[str, bytes]:
+    _, _, *pairs = record
+    return dict(zip(_texts(pairs[::2]), pairs[1::2], strict=True))
 
 
 def _body(fields: dict[str, bytes]) -> bytes:

@@ -158,6 +158,7 @@ class Metrics:
         for priority, waiting in depth.waiting.items():
             self.jobs_waiting.labels(priority).set(waiting)
         self.jobs_running.set(depth.running)
+        self.jobs_deferred.set(depth.deferred)
         self.jobs_oldest_wait.set(depth.oldest_wait_s)
 
     def _requests(self, registry: CollectorRegistry) -> None:
@@ -462,9 +463,15 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
+        self.jobs_deferred = Gauge(
+            "llm_api_jobs_deferred",
+            "Background jobs that wait for a time, such as that of a limit, of all processes together.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self.jobs_oldest_wait = Gauge(
             "llm_api_jobs_oldest_wait_seconds",
-            "How long the oldest of the background jobs that wait has waited.",
+            "How long the oldest of the background jobs that could be begun has waited.",
             registry=registry,
             multiprocess_mode="livemax",
         )

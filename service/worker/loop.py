@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
@@ -144,11 +144,11 @@ class Worker:
         self._wake.clear()
         free = self._settings.concurrency - len(self._running)
         jobs = await self._store.claim(free) if free else ()
-        for job in jobs:
+        for job in await self._confirmed(jobs):
             for other in self._running.values():
                 if other.job.id == job.id:  # it was taken from us, while we could not be heard
                     self._take_away(other)
-            if job.fence == 1:
+            if job.run == 1:
                 self._metrics.job_wait.labels(job.priority).observe(max(0.0, self._clock.wall() - job.created_at))
             elif job.attempts > 1:  # what is given back does not count as one
                 self._metrics.jobs_redelivered.inc()
@@ -161,6 +161,16 @@ class Worker:
             with suppress(TimeoutError):
                 async with asyncio.timeout(POLL_S):
                     await self._wake.wait()
+
+    async def _confirmed(self, jobs: Sequence[Job]) -> Sequence[Job]:
+        """Say that we have these jobs, before one of them can end this process; return those that are ours."""
+        if not jobs:
+            return ()
+        try:
+            answer = await self._store.beat([Beat(job.id, job.fence) for job in jobs])
+        except StoreUnavailable:  # the next beat says it
+            return jobs
+        return [job for job in jobs if job.id not in answer.stopped]
 
     @staticmethod
     def _take_away(running: _Running) -> None:
@@ -191,7 +201,7 @@ class Worker:
         job = running.job
         began = self._clock.monotonic()
         try:
-            outcome = await self._runner.run(job, running.add)
+            outcome = await self._outcome(running)
         except asyncio.CancelledError:
             if running.is_taken_away:
                 self._metrics.jobs_taken_away.inc()
@@ -218,6 +228,15 @@ class Worker:
         else:
             logger.warning("a result came too late: the job was not ours any more", extra=self._runner.log_fields(job))
             self._metrics.jobs_taken_away.inc()
+
+    async def _outcome(self, running: _Running) -> JobOutcome:
+        """Do a job. A cancellation that nobody asked this task for is a defect of whoever raised it."""
+        try:
+            return await self._runner.run(running.job, running.add)
+        except asyncio.CancelledError as error:
+            if running.task.cancelling():
+                raise
+            raise AssertionError("cancelled by nobody") from error
 
     async def _settled(self, step: Callable[[], Awaitable[T]]) -> T:
         """Say to the store how a job ended, as often as it takes."""

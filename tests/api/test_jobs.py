@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 
 from service.domain.generation import GenerationRequest, Message
-from service.errors import UpstreamRejected
+from service.domain.job import Job
+from service.engine import job_watch
+from service.engine.jobs import JobService
+from service.errors import StoreUnavailable, UpstreamRejected
 from service.providers.fake import Script
 from tests.support.fake_app import ALICE, BOB, DEADLINE_S, FakeApp, bearer, fake_app, keyed_auth, soon, until
 
@@ -50,6 +53,15 @@ async def test_a_job_is_accepted_with_its_address_and_when_to_ask(api: FakeApp) 
     assert response.headers["location"] == f"/generate/async/{job_id}"
     assert response.headers["retry-after"] == "1"
     assert (await api.client.get(response.headers["location"])).status_code == 200
+
+
+async def test_a_job_that_is_submitted_again_is_told_as_it_stands(api: FakeApp) -> None:
+    headers = {"Idempotency-Key": "1"}
+    first = await api.client.post("/generate/async", json={"prompt": "Hi"}, headers=headers)
+    job_id = first.json()["job_id"]
+    await ended(api, job_id)
+    again = await api.client.post("/generate/async", json={"prompt": "Hi"}, headers=headers)
+    assert (again.status_code, again.json()) == (202, {"job_id": job_id, "status": "complete"})
 
 
 async def test_the_defaults_suit_long_answers(api: FakeApp) -> None:
@@ -284,13 +296,41 @@ async def test_following_a_job_that_was_cancelled_or_failed_ends_with_an_error(a
     text = (await api.client.get(f"/generate/async/{failed}/stream")).text
     assert "event: error\ndata: " in text
     assert "upstream_rejected" in text
+    assert '"job_over":true' in text
     assert "[DONE]" not in text
     api.provider.script = Script(stepped=True)
     cancelled = await submit(api)
     await api.client.delete(f"/generate/async/{cancelled}")
     text = (await api.client.get(f"/generate/async/{cancelled}/stream")).text
     assert '"code":"cancelled"' in text
+    assert '"job_over":true' in text
     assert "[DONE]" not in text
+
+
+@pytest.mark.parametrize(("away", "ends"), [(3, "complete"), (9, "store_unavailable")])
+async def test_who_follows_a_job_waits_out_an_outage_of_the_store(
+    api: FakeApp, monkeypatch: pytest.MonkeyPatch, away: int, ends: str
+) -> None:
+    monkeypatch.setattr(job_watch, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(job_watch, "FAILED_LOOKS_MAX", 5)
+    api.provider.script = Script(stepped=True)
+    job_id = await submit(api)
+    call = await api.provider.call()
+    get, looks = JobService.get, 0
+
+    async def shaky(*arguments: Any, **options: Any) -> Job:
+        nonlocal looks
+        looks += 1
+        if 2 < looks <= 2 + away:
+            raise StoreUnavailable("away")
+        if looks == 3 + away:
+            call.step(4)
+        return await get(*arguments, **options)
+
+    monkeypatch.setattr(JobService, "get", shaky)
+    events = (await api.client.get(f"/generate/async/{job_id}/stream")).text
+    assert ends in events.rpartition("event: error" if ends == "store_unavailable" else "event: status")[2]
+    assert ('"job_over":false' in events) is (ends == "store_unavailable")
 
 
 async def test_following_an_unknown_job_is_a_404(api: FakeApp) -> None:

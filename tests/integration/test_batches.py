@@ -9,6 +9,7 @@ import httpx
 import openai
 import pytest
 from pydantic import SecretStr
+from redis import Redis
 
 from service.config import RedisSettings
 from tests.support.live import LiveService, serving, settings_over, simulating
@@ -23,11 +24,18 @@ PARTS = {"content-type": "multipart/form-data; boundary=x"}
 
 
 @pytest.fixture(scope="module")
-def service() -> Iterator[LiveService]:
-    with own_redis() as store, simulating("--ttft-ms", "20", "--gap-ms", "1") as upstream:
+def store() -> Iterator[Redis]:
+    with own_redis() as server, Redis.from_url(server.url) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def service(store: Redis) -> Iterator[LiveService]:
+    path = store.connection_pool.connection_kwargs["path"]
+    with simulating("--ttft-ms", "20", "--gap-ms", "1") as upstream:
         settings = settings_over(
             upstream,
-            redis=RedisSettings(url=SecretStr(store.url), timeout_s=1.0),
+            redis=RedisSettings(url=SecretStr(f"unix://{path}"), timeout_s=1.0),
             auth={"enabled": True, "keys": {"alice": {"key": ALICE}, "bob": {"key": BOB}}},
             jobs={"concurrency": 16, "batch_file_bytes_max": 2_000_000},
         )
@@ -156,6 +164,32 @@ def test_a_batch_can_be_cancelled_and_what_was_done_stays(alice: openai.OpenAI) 
     assert {one["error"]["code"] for one in rest} == {"batch_cancelled"}
     assert {one["custom_id"] for one in (*answered, *rest)} == {f"line-{number}" for number in range(200)}
     assert alice.batches.cancel(batch_id).status == "cancelled"
+
+
+def test_a_batch_with_a_key_is_begun_once(alice: openai.OpenAI) -> None:
+    file_id = uploaded(alice, line(0))
+    asked: dict[str, Any] = {
+        "endpoint": ENDPOINT,
+        "completion_window": "24h",
+        "extra_headers": {"Idempotency-Key": "1"},
+    }
+    first = alice.batches.create(input_file_id=file_id, **asked)
+    assert over(alice, first.id).status == "completed"
+    with pytest.raises(openai.BadRequestError) as refused:
+        alice.batches.create(input_file_id=uploaded(alice, line(0)), **asked)
+    assert refused.value.code == "idempotency_mismatch"
+    alice.files.delete(file_id)
+    again = alice.batches.create(input_file_id=file_id, **asked)
+    assert (again.id, again.status) == (first.id, "completed")
+
+
+def test_a_result_that_was_lost_has_a_line_all_the_same(alice: openai.OpenAI, store: Redis) -> None:
+    batch = over(alice, begun(alice, uploaded(alice, line(0), line(1))))
+    (key,) = store.scan_iter(f"*results:{batch.id}")
+    store.hdel(key, "1")
+    lost, kept = results(alice, batch.output_file_id)
+    assert (lost["custom_id"], lost["error"]["code"], kept["custom_id"]) == ("line-0", "result_lost", "line-1")
+    assert batch.error_file_id is None
 
 
 def test_what_is_anothers_looks_like_nothing(alice: openai.OpenAI, bob: openai.OpenAI) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
+from redis.exceptions import ReadOnlyError, ResponseError
 
 from service.config import JobSettings, RedisSettings
 from service.domain.clock import SystemClock
@@ -18,6 +19,7 @@ from service.domain.principal import Priority
 from service.engine.jobs import JobStore
 from service.errors import Overloaded, StoreUnavailable
 from service.storage.memory_jobs import MemoryJobStore
+from service.storage.redis import ScriptDefect, open_redis, script_errors
 from service.storage.redis_jobs import RedisJobStore
 from tests.support.redis_server import own_redis
 
@@ -33,7 +35,7 @@ def settings(**changed: float) -> JobSettings:
 
 @asynccontextmanager
 async def redis_store(
-    url: str, *, prefix: str | None = None, away_s: float = 60.0, **changed: float
+    url: str, *, prefix: str | None = None, away_s: float | None = 60.0, **changed: float
 ) -> AsyncIterator[RedisJobStore]:
     store = RedisJobStore(
         redis=RedisSettings(url=SecretStr(url), timeout_s=1.0),
@@ -86,11 +88,28 @@ async def order(store: JobStore) -> list[str]:
 
 
 async def test_a_job_is_kept_as_it_was_submitted(store: JobStore) -> None:
-    one = replace(job(), deadline_at=4_000_000_000.0)
+    one = replace(job(), deadline_s=1_000.0)
     accepted = await store.submit(one)
     assert accepted == replace(one, created_at=accepted.created_at, position=0)
     assert await store.get(one.id) == accepted
     assert await store.get("job_unknown") is None
+
+
+async def test_what_a_job_was_sent_is_given_to_whom_it_concerns(store: JobStore) -> None:
+    one = job()
+    accepted = await store.submit(one)
+    looks = [accepted, await store.get(one.id), await store.get(one.id, watching=True)]
+    (claimed,) = await store.claim(1)
+    assert claimed.body == one.body
+    assert [look.body for look in (*looks, await store.get(one.id)) if isinstance(look, Job)] == [b""] * 4
+
+
+async def test_a_deadline_is_counted_by_the_stores_clock(store: JobStore) -> None:
+    await submitted(store, replace(job(), deadline_s=30.0, created_at=1.0))
+    await asyncio.sleep(0.05)
+    (claimed,) = await store.claim(1)
+    assert claimed.deadline_s == 30
+    assert 20 < (claimed.left_s or 0) < 29.96
 
 
 async def test_the_same_job_is_kept_once(store: JobStore) -> None:
@@ -174,7 +193,8 @@ async def test_a_job_is_finished_once(store: JobStore) -> None:
     (job_id,) = await submitted(store, job())
     (claimed,) = await store.claim(1)
     assert await store.finish(claimed, DONE)
-    assert not await store.finish(claimed, replace(DONE, answer=b"{}"))
+    assert await store.finish(claimed, replace(DONE, answer=b"{}"))
+    assert not await store.finish(replace(claimed, fence="1-other"), DONE)
     assert not await store.release(claimed)
     assert (await found(store, job_id)).answer == DONE.answer
 
@@ -210,7 +230,7 @@ async def test_a_released_job_is_next_again_and_that_was_no_attempt(store: JobSt
     assert not await store.finish(claimed, DONE)
     again = await store.claim(2)
     assert [one.id for one in again] == [first, second]
-    assert again[0].fence > claimed.fence
+    assert again[0].fence != claimed.fence
     assert again[0].attempts == 1
 
 
@@ -219,9 +239,40 @@ async def test_a_job_that_has_to_wait_is_not_begun_before(store: JobStore) -> No
     (claimed,) = await store.claim(1)
     assert await store.release(claimed, wait_s=0.2)
     assert [one.id for one in await store.claim(9)] == [second]
-    assert (await store.depth()).waiting["interactive"] + (await store.depth()).running >= 1
     await asyncio.sleep(0.25)
-    assert [one.id for one in await store.claim(9)] == [first]
+    (again,) = await store.claim(9)
+    assert (again.id, again.attempts, again.waits) == (first, 1, 1)
+
+
+async def test_who_had_to_wait_comes_back_behind_what_waits(store: JobStore) -> None:
+    first, second = await submitted(store, job(), job())
+    for wait_s, claimed in zip((0.05, 0.1), await store.claim(2), strict=True):
+        await store.release(claimed, wait_s=wait_s)
+    third, other = await submitted(store, job(), job("bob"))
+    await asyncio.sleep(0.15)
+    begun = await order(store)
+    assert {*begun[:2]} == {third, other}
+    assert begun[2:] == [first, second]
+
+
+async def test_who_had_to_wait_counts_as_waiting_but_could_not_be_begun(store: JobStore) -> None:
+    await submitted(store, *(job() for _ in range(5)))
+    for claimed in await store.claim(5):
+        await store.release(claimed, wait_s=30)
+        position = (await found(store, claimed.id)).position
+        assert position == 0
+    depth = await store.depth()
+    assert (depth.waiting["interactive"], depth.deferred, depth.oldest_wait_s) == (0, 5, 0)
+    with pytest.raises(Overloaded):
+        await store.submit(job())
+
+
+async def test_what_comes_back_has_not_waited_since_it_was_submitted(store: JobStore) -> None:
+    await submitted(store, job())
+    (claimed,) = await store.claim(1)
+    await asyncio.sleep(0.3)
+    await store.release(claimed)
+    assert (await store.depth()).oldest_wait_s < 0.25
 
 
 async def test_setbacks_are_counted(store: JobStore) -> None:
@@ -244,8 +295,7 @@ async def test_a_job_that_waits_for_a_time_can_be_cancelled(store: JobStore) -> 
 
 
 async def test_a_deadline_ends_what_waits_and_what_runs(store: JobStore) -> None:
-    soon = SystemClock().wall() + 0.15
-    running, waiting = await submitted(store, *(replace(job(), deadline_at=soon) for _ in range(2)))
+    running, waiting = await submitted(store, *(replace(job(), deadline_s=0.15) for _ in range(2)))
     (claimed,) = await store.claim(1)
     await asyncio.sleep(0.2)
     assert await store.claim(9) == []
@@ -255,6 +305,13 @@ async def test_a_deadline_ends_what_waits_and_what_runs(store: JobStore) -> None
         assert late.error is not None
         assert late.error.code == "job_expired"
     assert not await store.finish(claimed, DONE)
+
+
+async def test_a_deadline_ends_what_waits_while_every_worker_is_busy(store: JobStore) -> None:
+    (waiting,) = await submitted(store, replace(job(), deadline_s=0.1))
+    await asyncio.sleep(0.15)
+    await store.beat([])
+    assert (await found(store, waiting)).status is JobStatus.EXPIRED
 
 
 async def test_a_beat_tells_who_is_watched_and_carries_the_text_so_far(store: JobStore) -> None:
@@ -284,10 +341,10 @@ async def test_depth_tells_what_there_is_to_do(store: JobStore) -> None:
 
 @pytest.mark.parametrize("end", ["finish", "cancel", "expire"])
 async def test_whoever_gave_an_address_is_told_however_the_job_ended(store: JobStore, end: str) -> None:
-    deadline_at = SystemClock().wall() + 0.1 if end == "expire" else None
+    deadline_s = 0.1 if end == "expire" else None
     told, _ = await submitted(
         store,
-        replace(job(), webhook="https://example.com/hook", webhook_status="pending", deadline_at=deadline_at),
+        replace(job(), webhook="https://example.com/hook", webhook_status="pending", deadline_s=deadline_s),
         job(),
     )
     assert (await found(store, told)).webhook_status == "pending"
@@ -339,10 +396,23 @@ async def test_of_an_old_result_is_known_that_there_was_one(kind: str, redis_url
 # What only a fleet's has to
 
 
+async def test_who_claimed_before_the_store_forgot_it_cannot_end_anothers_claim(redis_url: str) -> None:
+    async with redis_store(redis_url, lease_s=30.0) as store, redis_store(redis_url, lease_s=30.0) as after_a_failover:
+        one = job()
+        await store.submit(one)
+        await after_a_failover.submit(one)
+        (before,) = await store.claim(1)
+        (claimed,) = await after_a_failover.claim(1)
+        assert not await after_a_failover.finish(before, DONE)
+        assert (await after_a_failover.beat([Beat(one.id, before.fence)])).stopped == {one.id}
+        assert await after_a_failover.finish(claimed, DONE)
+
+
 async def test_what_a_dead_worker_left_is_next(redis_url: str) -> None:
     async with redis_store(redis_url) as store:
         first, second = await submitted(store, job(), job())
         (claimed,) = await store.claim(1)
+        await store.beat([Beat(first, claimed.fence)])
         assert await store.claim(0) == []
         await asyncio.sleep(LEASE_S + 0.1)
         again = await store.claim(2)
@@ -367,11 +437,35 @@ async def test_a_job_that_kills_its_workers_fails_with_the_reason(redis_url: str
     async with redis_store(redis_url, attempts_max=2) as store:
         (job_id,) = await submitted(store, job())
         for attempt in (1, 2):
-            assert [one.attempts for one in await store.claim(1)] == [attempt]
+            (claimed,) = await store.claim(1)
+            assert claimed.attempts == attempt
+            await store.beat([Beat(job_id, claimed.fence)])
             await asyncio.sleep(LEASE_S + 0.1)
         assert await store.claim(1) == []
         lost = await found(store, job_id)
         assert (lost.status, lost.error) == (JobStatus.FAILED, LOST)
+
+
+async def test_claims_whose_answers_came_too_late_are_no_attempts(redis_url: str) -> None:
+    async with redis_store(redis_url, attempts_max=1) as store:
+        first, second = await submitted(store, job(), job())
+        for _ in range(3):
+            assert [one.attempts for one in await store.claim(1)] == [1]
+            await asyncio.sleep(LEASE_S + 0.1)
+        assert [(one.id, one.attempts) for one in await store.claim(2)] == [(first, 1), (second, 1)]
+
+
+async def test_a_job_of_which_nobody_ever_tells_is_not_begun_for_ever(redis_url: str) -> None:
+    prefix = f"{{jobs-{secrets.token_hex(4)}}}:"
+    async with redis_store(redis_url, attempts_max=1, prefix=prefix) as store:
+        (job_id,) = await submitted(store, job())
+        await store.claim(1)
+        client: Redis = Redis.from_url(redis_url)
+        await client.hset(f"{prefix}job:{job_id}", "unheard", "40")
+        await client.aclose()
+        await asyncio.sleep(LEASE_S + 0.1)
+        assert await store.claim(1) == []
+        assert (await found(store, job_id)).error == LOST
 
 
 async def test_what_was_given_back_does_not_count_as_a_death(redis_url: str) -> None:
@@ -387,16 +481,111 @@ async def test_a_record_that_somebody_removed_stops_nobody(redis_url: str) -> No
     prefix = f"{{jobs-{secrets.token_hex(4)}}}:"
     async with redis_store(redis_url, prefix=prefix) as store:
         waiting, deferred, running, last = await submitted(store, *(job() for _ in range(4)))
+        (late,) = await submitted(store, replace(job(), deadline_s=0.05))
         first, second, third = await store.claim(3)
         await store.release(first)
         await store.release(second, wait_s=0.05)
         assert [first.id, second.id, third.id] == [waiting, deferred, running]
         client: Redis = Redis.from_url(redis_url)
-        await client.delete(*(f"{prefix}job:{job_id}" for job_id in (waiting, deferred, running)))
-        await client.aclose()
+        await client.delete(*(f"{prefix}job:{job_id}" for job_id in (waiting, deferred, running, late)))
         await asyncio.sleep(LEASE_S + 0.1)
         assert [one.id for one in await store.claim(9)] == [last]
         assert await store.claim(9) == []
+        assert (await store.depth()).waiting == {"interactive": 0, "batch": 0}
+        assert await client.zcard(f"{prefix}waiting") == await client.zcard(f"{prefix}deadlines") == 0
+        await client.aclose()
+
+
+async def test_a_record_that_cannot_be_read_fails_alone(redis_url: str) -> None:
+    prefix = f"{{jobs-{secrets.token_hex(4)}}}:"
+    async with redis_store(redis_url, prefix=prefix) as store:
+        first, bad, last = await submitted(store, *(job() for _ in range(3)))
+        client: Redis = Redis.from_url(redis_url)
+        await client.hdel(f"{prefix}job:{bad}", "fingerprint")
+        assert [one.id for one in await store.claim(9)] == [first, last]
+        assert await client.hget(f"{prefix}job:{bad}", "status") == b"failed"
+        assert b"job_unreadable" in (await client.hget(f"{prefix}job:{bad}", "error") or b"")
+        await client.aclose()
+
+
+async def test_an_error_of_the_script_is_a_defect_and_no_outage(redis_url: str) -> None:
+    prefix = f"{{jobs-{secrets.token_hex(4)}}}:"
+    async with redis_store(redis_url, prefix=prefix) as store:
+        client: Redis = Redis.from_url(redis_url)
+        await client.set(f"{prefix}leases", "not a sorted set")
+        await client.aclose()
+        with pytest.raises(ScriptDefect, match="WRONGTYPE"):
+            await store.claim(1)
+
+
+@pytest.mark.parametrize("answer", ["BUSY Redis is busy running a script", "Error running script: -OOM not allowed"])
+def test_what_a_server_refuses_for_a_time_is_an_outage(answer: str) -> None:
+    with pytest.raises(StoreUnavailable), script_errors():
+        raise ResponseError(answer)
+
+
+async def test_a_full_store_can_be_drained() -> None:
+    with own_redis() as server:
+        client: Redis = Redis.from_url(server.url)
+        async with redis_store(server.url) as store:
+            ids = await submitted(store, *(replace(job(), body=b"x" * 100_000) for _ in range(4)))
+            first, second, third = await store.claim(3)
+            await client.config_set("maxmemory", 1_000_000)
+            with pytest.raises(StoreUnavailable):
+                await store.submit(job())
+            assert not (await store.beat([Beat(first.id, first.fence)])).stopped
+            assert await store.finish(first, DONE)
+            assert await store.release(second)
+            assert isinstance(await store.cancel(third.id), Job)
+            assert [one.id for one in await store.claim(9)] == [second.id, ids[3]]
+        await client.aclose()
+
+
+async def test_a_connection_to_what_has_become_a_replica_is_not_kept() -> None:
+    with own_redis() as server:
+        client: Redis = Redis.from_url(server.url)
+        async with redis_store(server.url) as store, open_redis(RedisSettings(url=SecretStr(server.url))) as other:
+            await store.submit(job())
+            await other.set("a", "b")
+            known = {one["id"] for one in await client.client_list()}
+            await client.replicaof("127.0.0.1", "1")
+            with pytest.raises(StoreUnavailable):
+                await store.claim(1)
+            for transaction in (True, False):
+                pipeline = other.pipeline(transaction=transaction)
+                pipeline.set("a", "b")
+                with pytest.raises(ReadOnlyError):
+                    await pipeline.execute()
+            pipeline = other.pipeline(transaction=False)
+            pipeline.set("a", "b")
+            assert await pipeline.execute(raise_on_error=False)
+            left = {one["id"] for one in await client.client_list()}
+            assert len(known & left) == 1  # the test's own
+        await client.aclose()
+
+
+async def test_a_clock_that_was_put_back_keeps_no_dead_workers_job(redis_url: str) -> None:
+    prefix = f"{{jobs-{secrets.token_hex(4)}}}:"
+    async with redis_store(redis_url, prefix=prefix) as store:
+        (job_id,) = await submitted(store, job())
+        await store.claim(1)
+        later_ms = (SystemClock().wall() + 3_600) * 1_000
+        client: Redis = Redis.from_url(redis_url)
+        await client.set(f"{prefix}seen", int(later_ms))
+        await client.zadd(f"{prefix}leases", {job_id: later_ms})
+        await client.aclose()
+        assert await store.claim(1) == []
+        await asyncio.sleep(LEASE_S + 0.1)
+        assert [one.id for one in await store.claim(1)] == [job_id]
+
+
+async def test_an_outage_is_told_from_a_death_within_half_of_the_lease(redis_url: str) -> None:
+    async with redis_store(redis_url, away_s=None) as store:
+        await store.submit(job())
+        (claimed,) = await store.claim(1)
+        await asyncio.sleep(LEASE_S + 0.1)
+        assert await store.claim(1) == []
+        assert await store.finish(claimed, DONE)
 
 
 async def test_after_an_outage_of_the_store_nobody_is_taken_for_dead(redis_url: str) -> None:
@@ -441,4 +630,4 @@ async def test_all_keys_lie_in_one_slot_and_none_is_left_behind(redis_url: str) 
         client: Redis = Redis.from_url(redis_url)
         keys = {key.decode().removeprefix(prefix) async for key in client.scan_iter(f"{prefix}*")}
         await client.aclose()
-    assert {key.partition(":")[0] for key in keys} <= {"count", "seen", "gone"}
+    assert {key.partition(":")[0] for key in keys} <= {"count", "seen", "gone", "done"}

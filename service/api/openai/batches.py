@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from service.api.bodies import documented_body, read_body
 from service.api.deps import Batches, Context
+from service.api.idempotency import documented_key, idempotency_key
 from service.api.openai.files import result_files
 from service.api.openai.schemas import ErrorResponse
 from service.api.vendor import Open, failures
@@ -83,12 +84,18 @@ class BatchList(BaseModel):
     "/batches",
     response_model=BatchObject,
     responses=failures(ErrorResponse, 400, 401, 403, 404, 408, 413, 429, 500, 503),
-    openapi_extra=documented_body(BatchRequest),
+    openapi_extra=documented_key(documented_body(BatchRequest)),
 )
 async def create_batch(request: Request, batches: Batches, context: Context) -> Response:
     """Begin a batch. Its lines are worked on behind all that somebody waits for."""
     body = await read_body(request, BatchRequest)
-    batch = await batches.begin(body.input_file_id, body.endpoint, context, metadata=body.metadata or {})
+    batch = await batches.begin(
+        body.input_file_id,
+        body.endpoint,
+        context,
+        metadata=body.metadata or {},
+        key=await idempotency_key(request, context),
+    )
     return _json(_batch_object(batch))
 
 

@@ -152,8 +152,10 @@ def _file_object(file: BatchFile) -> FileObject:
 
 
 async def _results(batches: BatchService, batch: Batch, *, errors: bool) -> AsyncIterator[bytes]:
+    # Without a file of errors there was an answer for each line; one that was lost since is told here.
+    takes_failures = errors or batch.completed == batch.total
     async for result in batches.results(batch):
-        if (result.answer is None) is errors:
+        if takes_failures if result.answer is None else not errors:
             yield _result_line(batch, result)
 
 

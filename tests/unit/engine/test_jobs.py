@@ -1,26 +1,29 @@
 """Doing one job: what it waits for, what it fails at, and what it tells while it runs."""
 
 import asyncio
+from contextlib import nullcontext
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
+from typing_extensions import override
 
 from service.admission.base import LimitReached
 from service.admission.memory import MemoryLimiter
 from service.api.job_routes import JOB_ROUTES
 from service.auth.authenticator import KeyAuthenticator
 from service.auth.keys import hash_key
-from service.config import AuthSettings, ModelSettings
+from service.config import AuthSettings, JobSettings, ModelSettings
 from service.domain.clock import ManualClock
 from service.domain.generation import Usage
 from service.domain.job import DEADLINE_PASSED, Job, JobError, JobOutcome, JobStatus
+from service.domain.principal import Principal, RequestContext
 from service.engine.admission import Admission
 from service.engine.catalogue import ModelCatalogue
 from service.engine.generation import GenerationService
-from service.engine.jobs import SETBACKS_S, WAIT_MAX_S, WAIT_S, JobRunner, NotYet
+from service.engine.jobs import SETBACKS_S, WAIT_MAX_S, WAIT_S, JobRunner, JobService, NotYet
 from service.errors import (
     CircuitOpen,
     Overloaded,
@@ -32,6 +35,7 @@ from service.errors import (
     UpstreamUnavailable,
 )
 from service.providers.fake import FakeProvider, Script
+from service.storage.memory_jobs import MemoryJobStore
 from service.telemetry.metrics import Metrics
 from tests.support.attempts import PLAIN, attempts_over
 from tests.support.ledger import unwritten_ledger
@@ -49,7 +53,7 @@ class Bench:
         self.limiter = MemoryLimiter(clock=self.clock)
         self.provider = FakeProvider(script=script or Script(usage=Usage(10, 5)))
         models = {"m*": ModelSettings.model_validate({"routes": [{"provider": "fake"}], **model})}
-        generation = GenerationService(
+        self.generation = GenerationService(
             catalogue=ModelCatalogue(models),
             attempts=attempts_over(
                 {"fake": self.provider}, sections={"fake": PLAIN}, metrics=metrics, clock=self.clock
@@ -62,7 +66,7 @@ class Bench:
             {"enabled": True, "keys": {"alice": {"key": hash_key(ALICE), "limits": limits or {}}}}
         )
         authenticator = KeyAuthenticator(auth, self.clock)
-        self.runner = JobRunner(routes=JOB_ROUTES, generation=generation, authenticator=authenticator, clock=self.clock)
+        self.runner = JobRunner(routes=JOB_ROUTES, generation=self.generation, authenticator=authenticator)
         self.pieces: list[str | None] = []
 
     def job(self, **changed: Any) -> Job:
@@ -71,6 +75,35 @@ class Bench:
 
     async def run(self, **changed: Any) -> JobOutcome:
         return await self.runner.run(self.job(**changed), self.pieces.append)
+
+
+class LateStore(MemoryJobStore):
+    """A store whose first answers come too late; what was asked of it is done."""
+
+    late = 1
+
+    @override
+    async def submit(self, job: Job) -> Job:
+        accepted = await super().submit(job)
+        self.late -= 1
+        if self.late >= 0:
+            raise StoreUnavailable("late")
+        return accepted
+
+
+@pytest.mark.parametrize(("late", "accepts"), [(1, True), (2, False)])
+async def test_a_submission_whose_answer_was_lost_is_made_once_more(late: int, accepts: bool) -> None:  # noqa: FBT001
+    bench = Bench()
+    store = LateStore(JobSettings(), bench.clock)
+    store.late = late
+    service = JobService(
+        store=store, routes=JOB_ROUTES, generation=bench.generation, metrics=Metrics(CollectorRegistry())
+    )
+    context = RequestContext(request_id="req_1", principal=Principal("alice"))
+    body = b'{"prompt":"Hi","model":"m1"}'
+    with nullcontext() if accepts else pytest.raises(StoreUnavailable):
+        assert (await service.submit("/generate", body, context)).status is JobStatus.QUEUED
+    assert (await store.depth()).waiting["interactive"] == 1
 
 
 async def test_a_job_is_answered_as_its_route_would() -> None:
@@ -130,6 +163,17 @@ async def test_what_passes_is_waited_for(error: ServiceError, wait_s: float, mon
     assert waiting.value.wait_s == wait_s
 
 
+@pytest.mark.parametrize(
+    ("retry_after_s", "waits", "wait_s"),
+    [(0.0, 0, 0.25), (0.0, 3, 2.0), (5.0, 3, 5.0), (5.0, 9, WAIT_MAX_S), (0.0, 10_000, 60)],
+)
+async def test_who_asks_in_vain_asks_less_and_less_often(retry_after_s: float, waits: int, wait_s: float) -> None:
+    bench = Bench(script=Script(before=UpstreamThrottled("slow down", retry_after_s=retry_after_s)))
+    with pytest.raises(NotYet) as waiting:
+        await bench.run(waits=waits)
+    assert waiting.value.wait_s == wait_s
+
+
 async def test_a_stream_that_breaks_off_is_begun_again() -> None:
     bench = Bench()
     bench.provider.scripts.append(Script(pieces=("Hel", UpstreamInvalid("cut"))))
@@ -164,16 +208,32 @@ async def test_what_the_provider_rejects_fails_at_once() -> None:
     assert len(bench.provider.calls) == 1
 
 
-async def test_the_jobs_of_a_caller_that_was_taken_out_fail() -> None:
-    outcome = await Bench().run(principal="bob")
+@pytest.mark.parametrize(
+    ("changed", "code", "named"),
+    [
+        ({"principal": "bob"}, "permission_denied", "'bob'"),
+        ({"body": b'{"prompt":"Hi","model":"m1","nonsense":1}'}, "invalid_request", "nonsense"),
+        ({"body": b'{"prompt":"Hi","model":"new"}'}, "model_not_found", "new"),
+    ],
+)
+async def test_what_only_a_newer_configuration_may_know_is_given_time(
+    changed: dict[str, Any], code: str, named: str
+) -> None:
+    bench = Bench()
+    for setbacks, wait_s in enumerate(SETBACKS_S):
+        with pytest.raises(NotYet) as waiting:
+            await bench.run(setbacks=setbacks, **changed)
+        assert (waiting.value.wait_s, waiting.value.is_setback) == (wait_s, True)
+    outcome = await bench.run(setbacks=len(SETBACKS_S), **changed)
     assert outcome.error is not None
-    assert (outcome.error.code, "'bob'" in outcome.error.detail) == ("permission_denied", True)
+    assert (outcome.error.code, named in outcome.error.detail) == (code, True)
+    assert bench.provider.calls == []
 
 
-async def test_a_body_that_this_version_does_not_take_fails_and_says_why() -> None:
-    outcome = await Bench().run(body=b'{"prompt":"Hi","model":"m1","nonsense":1}')
+async def test_a_line_of_a_batch_that_asks_for_an_unknown_model_fails_at_once() -> None:
+    outcome = await Bench().run(id="batch_1/1", body=b'{"prompt":"Hi","model":"new"}')
     assert outcome.error is not None
-    assert (outcome.error.code, "nonsense" in outcome.error.detail) == ("invalid_request", True)
+    assert outcome.error.code == "model_not_found"
 
 
 async def test_what_only_a_newer_version_knows_is_left_to_its_workers() -> None:
@@ -183,7 +243,7 @@ async def test_what_only_a_newer_version_knows_is_left_to_its_workers() -> None:
 
 async def test_a_deadline_ends_the_call() -> None:
     bench = Bench(script=Script(stepped=True))
-    outcome = await bench.run(deadline_at=bench.clock.wall() + 0.02)
+    outcome = await bench.run(left_s=0.02)
     assert outcome == JobOutcome(JobStatus.EXPIRED, error=DEADLINE_PASSED)
     assert bench.provider.calls[0].closed.is_set()
 

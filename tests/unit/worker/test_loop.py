@@ -178,6 +178,25 @@ async def test_a_job_that_was_cancelled_is_stopped(bench: Bench) -> None:
         await until(lambda: bench.value("llm_api_jobs_taken_away_total") == 1)
 
 
+async def test_the_store_hears_of_a_job_before_it_is_begun(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    beat, begun = bench.store.beat, []
+
+    async def after_a_cancel(beats: Sequence[Beat]) -> BeatAnswer:
+        if beats:
+            begun.append(list(bench.begun))
+            await bench.store.cancel(taken)
+        return await beat(beats)
+
+    monkeypatch.setattr(bench.store, "beat", after_a_cancel)
+    monkeypatch.setattr(loop, "BEAT_S", DEADLINE_S)
+    async with bench.working():
+        await asyncio.sleep(0.01)
+        taken, job_id = await bench.submit(), await bench.submit()
+        await until(lambda: bool(bench.begun))
+        assert begun == [[]]
+        assert bench.begun == [job_id]
+
+
 async def test_a_watched_job_tells_its_text_and_only_when_there_is_more(bench: Bench) -> None:
     job_id = await bench.submit()
     async with bench.working():
@@ -213,6 +232,16 @@ async def test_a_defect_fails_the_job_and_not_the_worker(bench: Bench) -> None:
     assert isinstance(job, Job)
     assert job.error is not None
     assert (job.error.code, "boom" in job.error.detail) == ("internal_error", False)
+    assert bench.value("llm_api_unhandled_errors_total", place="job") == 1
+
+
+async def test_a_cancellation_that_nobody_asked_for_is_a_defect(bench: Bench) -> None:
+    job_id = await bench.submit()
+    async with bench.working():
+        await until(lambda: bench.begun == [job_id])
+        bench.outcome(job_id).cancel()
+        await bench.stands(job_id, JobStatus.FAILED)
+    assert bench.store.released == []
     assert bench.value("llm_api_unhandled_errors_total", place="job") == 1
 
 
