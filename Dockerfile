@@ -18,11 +18,11 @@ WORKDIR /app
 COPY pyproject.toml uv.lock ./
 COPY tools/bootstrap_uv.py tools/
 RUN python tools/bootstrap_uv.py /usr/local/bin/uv
-RUN uv sync --frozen --no-dev --no-install-project
+RUN uv sync --frozen --no-dev --extra postgres --no-install-project
 COPY README.md LICENSE ./
 COPY service service
 # Not editable: the sources stay behind, and bytecode is compiled where it is run from.
-RUN uv sync --frozen --no-dev --no-editable
+RUN uv sync --frozen --no-dev --extra postgres --no-editable
 # The time of every file in the result, in seconds since 1970. In uv_cache.json uv notes for itself when it built,
 # and everybody may write to its lock.
 ARG SOURCE_DATE_EPOCH=0

@@ -169,7 +169,13 @@ class EventStreamResponse(Response, Generic[T]):
                     await wire.write(events)
                     if first and self._tells_first_token:
                         first = False
-                        metrics.note_first_token("sse", time.monotonic() - scope["received_at"], _others_s(scope))
+                        context: RequestContext | None = scope.get(CONTEXT)
+                        metrics.note_first_token(
+                            "sse",
+                            time.monotonic() - scope["received_at"],
+                            0.0 if context is None else context.timings.others_until(time.monotonic()),
+                            trace_id=None if context is None else context.exemplar,
+                        )
             return framing.end(), self._outcome_of_end()
         except ClientDisconnected:
             raise
@@ -187,12 +193,6 @@ def _note(error: Exception, metrics: Metrics, log_fields: Mapping[str, str]) -> 
     logger.error("stream failed by a defect", exc_info=error, extra=log_fields)
     metrics.unhandled_errors.labels("stream").inc()
     return InternalError("the stream failed by a defect of the service")
-
-
-def _others_s(scope: Scope) -> float:
-    """Return how much of the time so far was not our own."""
-    context: RequestContext | None = scope.get(CONTEXT)
-    return 0.0 if context is None else context.timings.others_until(time.monotonic())
 
 
 def _is_cancelled() -> bool:

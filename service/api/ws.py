@@ -353,7 +353,9 @@ class SocketSession:
                         first = False
                         now = time.monotonic()
                         others_s = context.timings.others_until(now)
-                        self._metrics.note_first_token("ws", now - context.received_at, others_s)
+                        self._metrics.note_first_token(
+                            "ws", now - context.received_at, others_s, trace_id=context.exemplar
+                        )
         self._running[message.id].ending = True
         fields = usage_fields(usage, finish_reason, model=message.model, request_id=context.request_id)
         await self._send({"type": "usage", "id": message.id, **fields})

@@ -64,6 +64,11 @@ class RequestContext:
         return None if self.span is None else self.span.trace_id
 
     @property
+    def exemplar(self) -> str | None:
+        """The id of the trace that a measured value may name; None where no collector has it."""
+        return self.span.trace_id if self.span is not None and self.span.is_sampled else None
+
+    @property
     def log_fields(self) -> dict[str, str]:
         """What a log line says of the request, so that it can be found."""
         trace = {} if self.span is None else {"trace_id": self.span.trace_id}

@@ -20,9 +20,6 @@ RETRY_MAX_S = 2.0
 BEAT_S = 3.0
 """Without entries, the store is told so often that this process lives."""
 
-CATCH_UP_MAX = 50
-"""Batches that are sent later in one go."""
-
 
 class LedgerStore(Protocol):
     """Where the ledger is kept. All of it raises ``StoreUnavailable``."""
@@ -105,32 +102,39 @@ class LedgerWriter:
     async def running(self) -> AsyncIterator[None]:
         """Write within the block; all that came is kept somewhere when it is left."""
         writing = asyncio.create_task(self._write(), name="write the ledger")
-        inheriting = asyncio.create_task(self._inherit(), name="take over what others left of the ledger")
+        others = (
+            asyncio.create_task(self._send_later(), name="send on what was kept of the ledger"),
+            asyncio.create_task(self._inherit(), name="take over what others left of the ledger"),
+        )
         try:
             yield
         finally:
-            inheriting.cancel()
             self._is_ending = True
             self._wake.set()
-            await asyncio.gather(writing, inheriting, return_exceptions=True)
+            await asyncio.gather(writing, return_exceptions=True)
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+            if self._is_away:
+                await self._guarded(self._catch_up)
 
     async def _write(self) -> None:
-        retry_at = 0.0
         while not self._is_ending or self._waiting:
             with suppress(TimeoutError):
-                async with asyncio.timeout(RETRY_S if self._is_away else BEAT_S):
+                async with asyncio.timeout(BEAT_S):
                     await self._wake.wait()
             self._wake.clear()
-            if not self._waiting and not self._is_away and not self._is_ending:
+            if not (self._waiting or self._is_away or self._is_ending):
                 await self._guarded(self._beat)
             while self._waiting:
                 await self._guarded(self._write_some)
-            now = asyncio.get_running_loop().time()
-            if self._is_away and now >= retry_at:
+
+    async def _send_later(self) -> None:
+        """Look for the store while it is away; what comes meanwhile does not wait for that."""
+        while True:
+            await asyncio.sleep(RETRY_S)
+            if self._is_away:
                 await self._guarded(self._catch_up)
-                retry_at = now + RETRY_S
-        if self._is_away:
-            await self._guarded(self._catch_up)
 
     async def _guarded(self, step: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -192,17 +196,12 @@ class LedgerWriter:
 
     async def _catch_up(self) -> None:
         """Send what was kept here; once nothing is left, entries go to the store again."""
-        for _ in range(CATCH_UP_MAX):
-            batch = self._journal.first()
-            if batch is None:
-                break
+        while (batch := self._journal.first()) is not None:
             try:
                 await self._apply(batch)
             except StoreUnavailable:
                 return
             self._journal.drop_first()
-        else:
-            return  # what came meanwhile has to be kept too
         logger.info("the ledger goes to the shared store again")
         self._is_away = False
         self._metrics.ledger_local.set(0)
