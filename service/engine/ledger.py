@@ -260,7 +260,7 @@ def log_fields(record: UsageRecord) -> Mapping[str, object]:
         "user": record.user,
         "model": record.model,
         "provider": record.provider,
-        "outcome": record.outcome,
+        "generation_outcome": record.outcome,
         "fault": record.fault,
         "finish_reason": record.finish_reason,
         "calls": len(record.calls),

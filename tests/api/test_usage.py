@@ -113,6 +113,11 @@ async def test_the_line_on_a_request_tells_of_its_generation(api: FakeApp, caplo
         record for record in caplog.records if record.message == "request" and vars(record)["route"].startswith("/v1")
     ]
     told = vars(line)
-    assert (told["principal"], told["user"], told["model"], told["outcome"]) == ("alice", "u\n{}", "gpt-4o", "ok")
+    assert (told["principal"], told["user"], told["model"], told["generation_outcome"]) == (
+        "alice",
+        "u\n{}",
+        "gpt-4o",
+        "ok",
+    )
     assert told["cost_usd"]
     assert not [line for line in caplog.records if line.message == "generation"]
