@@ -50,7 +50,7 @@ def bodies(canary: Canaries) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "/generate", {"prompt": canary.text(), "model": "sim", "max_tokens": canary.text()}
     yield "/generate", {"prompt": canary.text(), "model": "sim;fault=500"}
     yield "/generate", {"prompt": [canary.text()], "model": "sim"}
-    yield "/generate", {"prompt": canary.text(), canary.text(): canary.text()}
+    yield "/generate", {"prompt": canary.text(), "promt": canary.text()}
     yield "/chat", said()
     yield "/chat", said(temperature=canary.text())
     yield "/generate/async", {"prompt": canary.text(), "model": "sim", "max_tokens": 3}
