@@ -86,6 +86,8 @@ class LedgerWriter:
         self._wake = asyncio.Event()
         self._is_away = False
         self._is_ending = False
+        self._is_over = False
+        """Whether the task that writes has ended."""
         self._open: dict[str, UsageRecord] = {}
         """Drafts that the store has, or will have."""
         self._unsure: set[str] = set()
@@ -95,7 +97,10 @@ class LedgerWriter:
         """Write an entry; the future ends when it is kept, here or in the store."""
         future = asyncio.get_running_loop().create_future()
         self._waiting.append((entry, future))
-        self._wake.set()
+        if self._is_over:
+            self._keep_rest()
+        else:
+            self._wake.set()
         return future
 
     @asynccontextmanager
@@ -119,15 +124,20 @@ class LedgerWriter:
                 await self._guarded(self._catch_up)
 
     async def _write(self) -> None:
-        while not self._is_ending or self._waiting:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(BEAT_S):
-                    await self._wake.wait()
-            self._wake.clear()
-            if not (self._waiting or self._is_away or self._is_ending):
-                await self._guarded(self._beat)
-            while self._waiting:
-                await self._guarded(self._write_some)
+        try:
+            while not self._is_ending or self._waiting:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(BEAT_S):
+                        await self._wake.wait()
+                self._wake.clear()
+                if not (self._waiting or self._is_away or self._is_ending):
+                    await self._guarded(self._beat)
+                while self._waiting:
+                    await self._guarded(self._write_some)
+        finally:
+            # A server that loses its patience cancels everything at once, and those who wait for us are there still.
+            self._is_over = True
+            self._keep_rest()
 
     async def _send_later(self) -> None:
         """Look for the store while it is away; what comes meanwhile does not wait for that."""
@@ -151,9 +161,7 @@ class LedgerWriter:
             self._away(error)
 
     async def _write_some(self) -> None:
-        taken, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
-        self._number += 1
-        batch = Batch(self._owner, self._number, [self._noted(entry) for entry, _ in taken])
+        batch, futures = self._next_batch()
         try:
             if self._is_away:
                 self._journal.append(batch)
@@ -168,9 +176,21 @@ class LedgerWriter:
             self._is_away = True
             raise
         finally:
-            for _, future in taken:
-                if not future.done():
-                    future.set_result(None)
+            _end(futures)
+
+    def _next_batch(self) -> tuple[Batch, list[asyncio.Future[None]]]:
+        taken, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
+        self._number += 1
+        entries = [self._noted(entry) for entry, _ in taken]
+        return Batch(self._owner, self._number, entries), [future for _, future in taken]
+
+    def _keep_rest(self) -> None:
+        """Keep here what still waits, at once."""
+        while self._waiting:
+            batch, futures = self._next_batch()
+            self._journal.append(batch)
+            self._is_away = True
+            _end(futures)
 
     def _noted(self, entry: Entry) -> Entry:
         record = entry.record
@@ -221,3 +241,9 @@ class LedgerWriter:
                 except StoreUnavailable:
                     return
                 left.drop_first()
+
+
+def _end(futures: Sequence[asyncio.Future[None]]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)

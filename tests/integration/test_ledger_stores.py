@@ -175,6 +175,36 @@ async def test_what_comes_in_an_outage_is_written_after_it_in_order_and_once(tmp
             assert await kept(store) == [*ones, last]
 
 
+async def test_who_writes_while_everything_is_cancelled_does_not_hang_and_loses_nothing(
+    tmp_path: Path, redis_url: str
+) -> None:
+    one, other = record(), record()
+    async with redis_ledger(redis_url) as store:
+        begun = asyncio.Event()
+
+        async def serving() -> None:
+            ledger = writer(store, tmp_path)
+            async with ledger.running():
+                await ledger.put(Entry("open", draft(one.id)))
+                begun.set()
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    for task in asyncio.all_tasks():
+                        if task.get_name() == "write the ledger":
+                            task.cancel()
+                            await asyncio.gather(task, return_exceptions=True)
+                    await ledger.put(Entry("close", one))
+                    await ledger.put(Entry("record", other))
+
+        task = asyncio.create_task(serving())
+        await begun.wait()
+        task.cancel()
+        async with asyncio.timeout(10):
+            await asyncio.gather(task, return_exceptions=True)
+        assert await kept(store) == [one, other]
+
+
 async def test_a_process_takes_over_the_file_of_one_that_died_in_an_outage(tmp_path: Path, redis_url: str) -> None:
     ones = [record() for _ in range(3)]
     dead = FileJournal(tmp_path, "dead")
