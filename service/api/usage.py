@@ -1,11 +1,12 @@
 """``/usage``: what was used, by whom, and what it cost; how busy it was; and who is far from what is usual for them."""
 
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from pydantic import AwareDatetime, BaseModel, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field, model_validator
 from starlette.responses import Response
 
 from service.api.deps import AllResources, Context
@@ -22,15 +23,27 @@ router = APIRouter(prefix="/usage", tags=["usage"])
 DEFAULT_SPAN = timedelta(days=1)
 STEPS_MAX = 2_000
 """Steps of time in one answer."""
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
+"""Section 5.6."""
 
 _FAILURES = problems(401, 403, 422, 429, 503)
+
+
+def _rfc3339(value: object) -> object:
+    """Refuse what pydantic would take for a time beside RFC 3339, such as seconds since the epoch."""
+    if isinstance(value, str) and not _RFC3339.fullmatch(value):
+        raise ValueError("takes a time with its offset, such as 2026-11-01T00:00:00Z")
+    return value
+
+
+Instant = Annotated[AwareDatetime, BeforeValidator(_rfc3339)]
 
 
 class Span(BaseModel, extra="forbid"):
     """From when until when; the last 24 hours when left out."""
 
-    since: AwareDatetime | None = Field(None, description="RFC 3339; the first instant that counts")
-    until: AwareDatetime | None = Field(None, description="RFC 3339; the first instant that does not; now if left out")
+    since: Instant | None = Field(None, description="RFC 3339; the first instant that counts")
+    until: Instant | None = Field(None, description="RFC 3339; the first instant that does not; now if left out")
 
     @model_validator(mode="after")
     def _has_an_extent(self) -> "Span":

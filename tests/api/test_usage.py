@@ -86,6 +86,8 @@ async def test_unusual_users_are_for_those_who_see_all(api: FakeApp) -> None:
     [
         ({"since": "yesterday"}, "since"),
         ({"since": "2026-11-01T00:00:00"}, "since"),
+        ({"until": "0.5"}, "until"),
+        ({"until": "1793491200"}, "until"),
         ({"since": "2026-11-02T00:00:00Z", "until": "2026-11-01T00:00:00Z"}, "since"),
         ({"by": "colour"}, "by"),
         ({"color": "red"}, "color"),
