@@ -13,9 +13,7 @@ from tests.e2e.cluster import NAME, ROOT, Cluster, Namespace
 pytestmark = pytest.mark.timeout(600)
 
 ON = {"enabled": True}
-VALUES: dict[str, Any] = {
-    "metrics": {"serviceMonitor": ON, "podMonitor": ON, "prometheusRule": ON, "dashboards": ON},
-}
+SHOWN = {"prometheusRule": ON, "dashboards": ON}
 GROUP = "monitoring.coreos.com"
 PLURALS = {"ServiceMonitor": "servicemonitors", "PodMonitor": "podmonitors", "PrometheusRule": "prometheusrules"}
 
@@ -39,11 +37,13 @@ def test_rules_monitors_and_dashboards_are_accepted_and_their_metrics_exist(
     namespace: Namespace, operator_kinds: None
 ) -> None:
     del operator_kinds
-    namespace.install(VALUES)
+    namespace.install({"metrics": {"podMonitor": ON, **SHOWN}})
+    assert len(namespace.get("podmonitors")["items"]) == 1
+    namespace.install({"metrics": {"serviceMonitor": ON, **SHOWN}})
     rules = namespace.get("prometheusrules")["items"]
     monitors = namespace.get("servicemonitors,podmonitors")["items"]
     boards = [item for item in namespace.get("configmaps")["items"] if "-dashboard-" in item["metadata"]["name"]]
-    assert (len(rules), len(monitors), len(boards)) == (2, 2, 3)
+    assert (len(rules), len(monitors), len(boards)) == (2, 1, 3)
     expressions = [rule["expr"] for item in rules for group in item["spec"]["groups"] for rule in group["rules"]]
     assert len(expressions) > 100
     with namespace.reached() as address:
