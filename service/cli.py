@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 WRONG_SETTING = 2
 """Exit status where the configuration or the command line cannot be used; the same as argparse's."""
+LONGEST_STEP_S = 86_400
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
@@ -92,6 +93,16 @@ def usage(parsed: argparse.Namespace) -> int:
         return WRONG_SETTING
     if parsed.unusual:
         lines = asyncio.run(command.report_unusual(settings, as_json=parsed.json))
+    elif parsed.capacity is not None:
+        lines = asyncio.run(
+            command.report_capacity(
+                settings,
+                since=since.timestamp(),
+                until=until.timestamp(),
+                step_s=parsed.capacity,
+                as_json=parsed.json,
+            )
+        )
     else:
         lines = asyncio.run(
             command.report(
@@ -199,6 +210,12 @@ def _parser() -> argparse.ArgumentParser:
         help="a line for each; may be repeated",
     )
     command.add_argument("--json", action="store_true", help="print one JSON object a line")
+    command.add_argument(
+        "--capacity",
+        type=_step_s,
+        metavar="SECONDS",
+        help="print tokens and concurrency in steps of so many seconds instead",
+    )
     command.add_argument("--unusual", action="store_true", help="print users whose last 24 hours are unusual instead")
     command.set_defaults(run=usage)
 
@@ -258,6 +275,12 @@ def _instant(text: str) -> datetime:
     if instant is None or instant.tzinfo is None:
         raise argparse.ArgumentTypeError(f"takes a time with its offset, such as 2026-11-01T00:00:00Z, not {text!r}")
     return instant
+
+
+def _step_s(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= LONGEST_STEP_S:
+        raise argparse.ArgumentTypeError(f"takes whole seconds, 1 to {LONGEST_STEP_S}, not {text!r}")
+    return int(text)
 
 
 def _key_name(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from service.config import Settings
 from service.domain.limits import NANO
-from service.engine.usage_report import By, UsageSum, unusual, usage_by
+from service.engine.usage_report import By, UsageSum, capacity, unusual, usage_by
 from service.wiring import open_usage
 
 COLUMNS = ("requests", "failed", "cancelled", "input_tokens", "output_tokens", "cost_usd", "unpriced", "estimated")
@@ -21,6 +21,28 @@ async def report(settings: Settings, *, since: float, until: float, by: Sequence
     if as_json:
         return [json.dumps(row) for row in rows]
     return list(_table(rows, [*by, *COLUMNS]))
+
+
+async def report_capacity(
+    settings: Settings, *, since: float, until: float, step_s: int, as_json: bool
+) -> Sequence[str]:
+    """Return a line for each step of time. Raises ``StoreUnavailable``."""
+    async with open_usage(settings) as source:
+        steps = await capacity(source.read(since, until), since=since, until=until, step_s=float(step_s))
+    rows = [
+        {
+            "at": datetime.fromtimestamp(step.at, UTC).isoformat(timespec="seconds"),
+            "requests": step.requests,
+            "input_tokens": step.input_tokens,
+            "output_tokens": step.output_tokens,
+            "concurrency": round(step.busy_s / step_s, 3),
+            "peak_concurrency": step.peak,
+        }
+        for step in steps
+    ]
+    if as_json:
+        return [json.dumps(row) for row in rows]
+    return list(_table(rows, ["at", "requests", "input_tokens", "output_tokens", "concurrency", "peak_concurrency"]))
 
 
 async def report_unusual(settings: Settings, *, as_json: bool) -> Sequence[str]:

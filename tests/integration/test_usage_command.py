@@ -40,6 +40,11 @@ def test_usage_is_told_while_the_service_runs_and_after_it(tmp_path: Path, store
         told = json.loads(result.stdout)
         assert (told["user"], told["requests"], told["output_tokens"]) == ("user-1", 1, 3)
         assert told["input_tokens"] == answered["input_tokens"]
+    lines = run("usage", "--capacity", "3600", "--json", settings=settings).stdout.splitlines()
+    steps = [json.loads(line) for line in lines]
+    assert len(steps) == 24
+    assert sum(step["requests"] for step in steps) == 1
+    assert max(step["peak_concurrency"] for step in steps) == 1
     table = run("usage", "--by", "user", settings=settings).stdout.splitlines()
     assert table[0].split()[:2] == ["user", "requests"]
     assert table[1].split()[:2] == ["user-1", "1"]
@@ -51,6 +56,7 @@ def test_usage_is_told_while_the_service_runs_and_after_it(tmp_path: Path, store
         (("--since", "yesterday"), "a time with its offset"),
         (("--since", "2026-11-02T00:00:00Z", "--until", "2026-11-01T00:00:00Z"), "--since has to be before --until"),
         (("--by", "colour"), "choose from"),
+        (("--capacity", "0"), "takes whole seconds"),
     ],
 )
 def test_a_question_that_makes_no_sense_is_refused(arguments: tuple[str, ...], told: str) -> None:
