@@ -34,6 +34,8 @@ class FileJournal:
         """Where the oldest batch begins that is still needed."""
         self._held: deque[Batch] = deque()
         """What could not be written."""
+        self._is_told = False
+        """Whether the log has been told that the file cannot be written."""
         self._first: tuple[Batch, int] | None = None
         self._inherited: FileJournal | None = None
 
@@ -52,11 +54,13 @@ class FileJournal:
             if os.write(self._file, line) < len(line):
                 os.ftruncate(self._file, end)  # no space is left
                 self._held.append(batch)
-        except OSError:
-            logger.exception(
-                "the ledger is kept in memory: its file cannot be written; set usage.dir to a folder that can",
-                extra={"folder": str(self._folder)},
-            )
+        except OSError as error:
+            if not self._is_told:
+                logger.error(  # noqa: TRY400 - its reason is enough
+                    "the ledger is kept in memory: its file cannot be written; set usage.dir to a folder that can",
+                    extra={"folder": str(self._folder), "reason": error.strerror},
+                )
+            self._is_told = True
             self._held.append(batch)
 
     def first(self) -> Batch | None:

@@ -237,10 +237,19 @@ async def test_a_store_that_lost_its_data_loses_no_record_of_what_runs(tmp_path:
                     assert await kept(store) == [first, second]
 
 
-def test_a_journal_that_cannot_be_written_keeps_what_it_gets(tmp_path: Path) -> None:
+def test_a_journal_that_cannot_be_written_keeps_what_it_gets_and_says_so_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").write_text("")
     journal = FileJournal(tmp_path / "file" / "folder", "w")
     ones = [batch("w", number, ("record", record())) for number in (1, 2)]
+    for _ in range(2):  # once all is sent on, it is tried again
+        for one in ones:
+            journal.append(one)
+        assert journal.first() == ones[0]
+        journal.drop_first()
+        journal.drop_first()
+    assert caplog.text.count("usage.dir") == 1
     for one in ones:
         journal.append(one)
     assert journal.first() == ones[0]
