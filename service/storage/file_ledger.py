@@ -11,7 +11,7 @@ import msgspec
 from service.domain.ledger import Batch
 from service.domain.usage_record import UsageRecord
 from service.errors import StoreUnavailable
-from service.storage.redis_ledger import DECODER, ENCODER
+from service.storage.usage_json import record_as_json, record_of_json
 
 PAGE = 500
 """Records that are read before others have their turn."""
@@ -40,9 +40,9 @@ class FileLedgerStore:
         for entry in batch.entries:
             if entry.kind in ("open", "amend"):
                 self._open[entry.record.id] = entry.record
-                drafts.append(ENCODER.encode(entry.record) + b"\n")
+                drafts.append(record_as_json(entry.record) + b"\n")
             elif self._open.pop(entry.record.id, None) is not None or entry.kind == "record":
-                records.append(ENCODER.encode(entry.record) + b"\n")
+                records.append(record_as_json(entry.record) + b"\n")
         self._append(self._drafts, drafts)
         self._append(self._records, records)
         if not self._open and not left:
@@ -62,7 +62,7 @@ class FileLedgerStore:
         """See :class:`service.engine.ledger_writer.LedgerStore`."""
         if self._left_over().pop(record.id, None) is None:
             return False
-        self._append(self._records, [ENCODER.encode(record) + b"\n"])
+        self._append(self._records, [record_as_json(record) + b"\n"])
         return True
 
     async def read(self, since: float, until: float) -> AsyncIterator[UsageRecord]:
@@ -104,7 +104,7 @@ def _read(path: Path) -> list[UsageRecord]:
         with path.open("rb") as file:
             for line in file:
                 with suppress(msgspec.DecodeError):
-                    records.append(DECODER.decode(line))
+                    records.append(record_of_json(line))
     except FileNotFoundError:
         pass
     return records

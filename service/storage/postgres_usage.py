@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from service.domain.usage_columns import columns_of
 from service.domain.usage_record import UsageRecord
 from service.errors import StoreUnavailable
-from service.storage.redis_ledger import DECODER, ENCODER
+from service.storage.usage_json import record_as_json, record_of_json
 
 TIMEOUT_S = 10.0
 CONNECTIONS_MAX = 2
@@ -98,7 +98,7 @@ class PostgresUsage:
             page = await read(after or "0-0")
             if not page:
                 return 0
-            rows = [(*columns_of(record).values(), ENCODER.encode(record).decode()) for _, record in page]
+            rows = [(*columns_of(record).values(), record_as_json(record).decode()) for _, record in page]
             places = ", ".join(f"${number}" for number in range(1, len(rows[0]) + 1))
             await connection.executemany(
                 f"INSERT INTO llm_api_usage VALUES ({places}) ON CONFLICT (id) DO NOTHING",  # noqa: S608 - numbers
@@ -121,7 +121,7 @@ class PostgresUsage:
                 prefetch=PAGE,
             )
             async for (record,) in rows:
-                yield DECODER.decode(record)
+                yield record_of_json(record)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Any]:

@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Any
 
-import msgspec
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
@@ -14,6 +13,7 @@ from service.config import RedisSettings, UsageSettings
 from service.domain.ledger import Batch
 from service.domain.usage_record import UsageRecord
 from service.storage.redis import close_redis, redis_client, redis_errors
+from service.storage.usage_json import record_as_json, record_of_json
 
 SCRIPT = files("service.storage").joinpath("ledger.lua").read_text("utf-8")
 PREFIX = "{llm-api:usage}:"
@@ -24,9 +24,6 @@ PAGE = 500
 SCAN = 200
 SKEW_S = 60.0
 """By how much a process's clock may be before the store's."""
-
-ENCODER = msgspec.json.Encoder()
-DECODER = msgspec.json.Decoder(UsageRecord)
 
 
 class RedisLedgerStore:
@@ -53,7 +50,7 @@ class RedisLedgerStore:
     async def apply(self, batch: Batch) -> bool:
         """See :class:`service.engine.ledger_writer.LedgerStore`."""
         entries = (
-            part for entry in batch.entries for part in (entry.kind, entry.record.id, ENCODER.encode(entry.record))
+            part for entry in batch.entries for part in (entry.kind, entry.record.id, record_as_json(entry.record))
         )
         return bool(await self._run("apply", batch.owner, batch.number, self._lease_ms, *self._kept, *entries))
 
@@ -73,7 +70,7 @@ class RedisLedgerStore:
             cursor, page = await self._run("silent", cursor, SCAN)
             for value in page:
                 owner, _, record = value.partition(b"\n")
-                found.append((owner.decode(), DECODER.decode(record)))
+                found.append((owner.decode(), record_of_json(record)))
             if int(cursor) == 0:
                 break
         now = time.monotonic()
@@ -82,7 +79,7 @@ class RedisLedgerStore:
 
     async def adopt(self, record: UsageRecord) -> bool:
         """See :class:`service.engine.ledger_writer.LedgerStore`."""
-        return bool(await self._run("adopt", record.id, ENCODER.encode(record), *self._kept))
+        return bool(await self._run("adopt", record.id, record_as_json(record), *self._kept))
 
     async def read(self, since: float, until: float) -> AsyncIterator[UsageRecord]:
         """See :class:`service.engine.ledger_writer.LedgerStore`.
@@ -100,7 +97,7 @@ class RedisLedgerStore:
                 page: Any = await self._client.xrange(self._keys[1], min=f"({after}", max="+", count=PAGE)
             for entry_id, fields in page:
                 after = entry_id.decode()
-                yield after, DECODER.decode(fields[b"r"])
+                yield after, record_of_json(fields[b"r"])
             if len(page) < PAGE:
                 return
 
