@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from service import __version__
 from service.domain.generation import Usage
 from service.domain.job import JobStatus, QueueDepth
+from service.domain.limits import NANO
 from service.domain.principal import Priority
 from service.errors import Fault, InternalError, InvalidRequest, UpstreamError, error_classes
 
@@ -33,8 +34,6 @@ JOB_BUCKETS_S = (0.5, 1, 5, 15, 30, 60, 120, 300, 600, 1_800, 3_600, 21_600, 86_
 """Seconds; the objective for a job's wait is 300."""
 LAG_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 """Seconds."""
-NANO = 1_000_000_000
-"""To a dollar."""
 FAMILIES = (
     "generate",
     "chat",
@@ -51,7 +50,7 @@ FAMILIES = (
 SCOPES = ("key", "user", "model", "provider")
 RESOURCES = ("requests", "tokens", "concurrency", "usd")
 """Whose limits there are, and of what."""
-PLACES = ("config", "http", "job", "limiter", "queue", "readiness", "stream", "stream_log", "websocket")
+PLACES = ("config", "http", "job", "ledger", "limiter", "queue", "readiness", "stream", "stream_log", "websocket")
 """Where defects are caught."""
 TOKEN_TYPES = ("input", "output", "cached_input", "cache_write", "reasoning")
 OUTCOMES = ("ok", "cancelled", InvalidRequest.code, InternalError.code, *(e.code for e in error_classes(UpstreamError)))
@@ -119,8 +118,10 @@ class Metrics:
 
         They cannot where processes share files of metrics.
         """
-        is_alone = "PROMETHEUS_MULTIPROC_DIR" not in os.environ
-        histogram.observe(value, {"trace_id": trace_id} if trace_id is not None and is_alone else None)
+        if trace_id is None or "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            histogram.observe(value)
+        else:
+            histogram.observe(value, {"trace_id": trace_id})
 
     def note_usage(self, provider: str, model: str, usage: Usage, nano_usd: int | None) -> None:
         """Count what one call took; None is a price that nobody knows."""
