@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
 
@@ -110,11 +111,9 @@ class Invoices:
 async def _told(invoice: Invoice, ids: Sequence[str], every_s: float) -> Mapping[str, tuple[str, Usage]]:
     """Ask until each call that the provider knows has ended."""
     while True:
-        try:
+        with suppress(ServiceError):
             told = await invoice.took(ids)
-        except ServiceError:
-            told = {"": None}
-        ended = {call_id: found for call_id, found in told.items() if found is not None}
-        if len(ended) == len(told):
-            return ended
+            ended = {call_id: found for call_id, found in told.items() if found is not None}
+            if len(ended) == len(told):
+                return ended
         await asyncio.sleep(every_s)
