@@ -91,29 +91,14 @@ def usage(parsed: argparse.Namespace) -> int:
     if since >= until:
         print("llm-api usage: --since has to be before --until", file=sys.stderr)
         return WRONG_SETTING
+    times = {"since": since.timestamp(), "until": until.timestamp()}
     if parsed.unusual:
-        lines = asyncio.run(command.report_unusual(settings, as_json=parsed.json))
+        work = command.report_unusual(settings, as_json=parsed.json)
     elif parsed.capacity is not None:
-        lines = asyncio.run(
-            command.report_capacity(
-                settings,
-                since=since.timestamp(),
-                until=until.timestamp(),
-                step_s=parsed.capacity,
-                as_json=parsed.json,
-            )
-        )
+        work = command.report_capacity(settings, **times, step_s=parsed.capacity, as_json=parsed.json)
     else:
-        lines = asyncio.run(
-            command.report(
-                settings,
-                since=since.timestamp(),
-                until=until.timestamp(),
-                by=list(dict.fromkeys(parsed.by)),
-                as_json=parsed.json,
-            )
-        )
-    for line in lines:
+        work = command.report(settings, **times, by=list(dict.fromkeys(parsed.by)), as_json=parsed.json)
+    for line in asyncio.run(work):
         print(line)
     return 0
 

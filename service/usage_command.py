@@ -18,9 +18,7 @@ async def report(settings: Settings, *, since: float, until: float, by: Sequence
     """Return the lines for what ended in this time, in seconds since the epoch. Raises ``StoreUnavailable``."""
     async with open_usage(settings) as source:
         rows = [_row(total, by) for total in await usage_by(source.read(since, until), by)]
-    if as_json:
-        return [json.dumps(row) for row in rows]
-    return list(_table(rows, [*by, *COLUMNS]))
+    return _lines(rows, [*by, *COLUMNS], as_json=as_json)
 
 
 async def report_capacity(
@@ -40,9 +38,7 @@ async def report_capacity(
         }
         for step in steps
     ]
-    if as_json:
-        return [json.dumps(row) for row in rows]
-    return list(_table(rows, ["at", "requests", "input_tokens", "output_tokens", "concurrency", "peak_concurrency"]))
+    return _lines(rows, list(rows[0]), as_json=as_json)
 
 
 async def report_unusual(settings: Settings, *, as_json: bool) -> Sequence[str]:
@@ -60,9 +56,8 @@ async def report_unusual(settings: Settings, *, as_json: bool) -> Sequence[str]:
         }
         for one in found
     ]
-    if as_json:
-        return [json.dumps(row) for row in rows]
-    return list(_table(rows, ["key", "user", "tokens", "usual_tokens", "requests", "cost_usd"]))
+    names = ["key", "user", "tokens", "usual_tokens", "requests", "cost_usd"]
+    return _lines(rows, names, as_json=as_json)
 
 
 def _row(total: UsageSum, by: Sequence[By]) -> dict[str, Any]:
@@ -84,6 +79,11 @@ def _row(total: UsageSum, by: Sequence[By]) -> dict[str, Any]:
 
 def _usd(nano: int) -> str:
     return f"{Decimal(nano) / NANO:f}"
+
+
+def _lines(rows: Sequence[dict[str, Any]], names: Sequence[str], *, as_json: bool) -> Sequence[str]:
+    """Write rows as JSON, or these of their columns as a table."""
+    return [json.dumps(row) for row in rows] if as_json else list(_table(rows, names))
 
 
 def _table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Iterator[str]:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import Annotated, get_args
 
 from fastapi import APIRouter, Query
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field, model_validator
@@ -102,7 +102,7 @@ class UsageGroup(BaseModel):
     @classmethod
     def of(cls, total: UsageSum, by: list[By]) -> "UsageGroup":
         """Write a sum."""
-        names = [name for name in cls.model_fields if name not in (*By.__args__, "cost_usd")]  # type: ignore[attr-defined] # of a Literal
+        names = [name for name in cls.model_fields if name not in (*get_args(By), "cost_usd")]
         fields = {name: getattr(total, name) for name in names}
         return cls(**dict(zip(by, total.group, strict=True)), cost_usd=total.cost_nano_usd / NANO, **fields)
 
