@@ -5,12 +5,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Event, Thread
-
-from typing_extensions import override
+from http.server import BaseHTTPRequestHandler
+from threading import Event
 
 from tests.chart.rendering import CHART, one, pod, render
+from tests.support.http_server import answering
 
 SCRIPT = CHART / "files" / "helm_test.py"
 HEALTH = {"/health": (200, '{"status": "ok"}')}
@@ -37,20 +36,11 @@ def release(answers: dict[str, tuple[int, str]]) -> Iterator[str]:
 
         do_POST = do_GET  # noqa: N815 - the library's name
 
-        @override
-        def log_message(self, format: str, *args: object) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        over.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with answering(Handler) as address:
+        try:
+            yield address
+        finally:
+            over.set()
 
 
 def helm_test(address: str, key: str | None = "a-key", timeout_s: float = 1.5) -> tuple[int, str]:

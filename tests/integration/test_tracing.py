@@ -8,11 +8,10 @@ import re
 import signal
 import socket
 import statistics
-import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +20,6 @@ import pytest
 import yaml
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from pydantic import SecretStr
-from typing_extensions import override
 from websockets.asyncio.client import connect
 
 from service.config import RedisSettings, Settings
@@ -29,6 +27,7 @@ from service.engine.generation import GenerationService
 from service.telemetry import semconv
 from tests.support.attempts import PLAIN
 from tests.support.command import running
+from tests.support.http_server import answering
 from tests.support.live import LiveService, serving
 from tests.support.otlp import ERROR, UNSET, Collector, Tree, collecting, export_to, recorded
 from tests.support.redis_server import own_redis
@@ -512,19 +511,13 @@ class OverHttp(BaseHTTPRequestHandler):
         self.send_response(200)
         self.end_headers()
 
-    @override
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
 
 async def test_traces_go_by_http_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), OverHttp) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        export_to(f"http://127.0.0.1:{server.server_port}", monkeypatch)
+    with answering(OverHttp) as address:
+        export_to(address, monkeypatch)
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
         async with scripted_upstream(PLAIN_ANSWER) as upstream, served(settings_over(upstream)) as (_, client):
             assert (await client.post("/chat", json=chat())).status_code == 200
-        server.shutdown()
     assert {path for path, _ in OverHttp.bodies} == {"/v1/traces"}
     requests = [ExportTraceServiceRequest.FromString(body) for _, body in OverHttp.bodies]
     assert sorted(one.name for request in requests for one in recorded(request)) == ["POST", "POST /chat", "chat gpt"]

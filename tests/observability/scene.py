@@ -8,24 +8,23 @@ import base64
 import contextlib
 import json
 import signal
-import threading
 import time
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 import httpx
 import yaml
-from typing_extensions import override
 from websockets.asyncio.client import connect
 
 from observability.__main__ import PLAIN
 from service.engine.attempts import RESERVE
 from tests.support.command import free_port, running
+from tests.support.http_server import answering
 from tests.support.live import simulating
 from tests.support.prometheus import Prometheus, running_prometheus
 from tests.support.redis_server import eventually, own_redis
@@ -152,23 +151,12 @@ class _Receiver(BaseHTTPRequestHandler):
         self.send_response(204)
         self.end_headers()
 
-    @override
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
-
 
 @contextmanager
 def receiving() -> Iterator[str]:
     """Run a caller's server, that is told of the ends of jobs."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Receiver)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/hook"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with answering(_Receiver) as address:
+        yield f"{address}/hook"
 
 
 @contextmanager
