@@ -5,10 +5,14 @@
 local drafts, records, last = KEYS[1], KEYS[2], KEYS[3]
 local alive = string.sub(drafts, 1, -7) .. "alive:"
 
-local function write(json, kept_ms, most)
+local function write(json)
+    redis.call("XADD", records, "*", "r", json)
+end
+
+local function forget_old(kept_ms, most)
     local at = redis.call("TIME")
     local now_ms = at[1] * 1000 + math.floor(at[2] / 1000)
-    redis.call("XADD", records, "MAXLEN", "~", most, "*", "r", json)
+    redis.call("XTRIM", records, "MAXLEN", "~", most)
     redis.call("XTRIM", records, "MINID", "~", string.format("%.0f", now_ms - kept_ms))
 end
 
@@ -29,9 +33,10 @@ local function apply()
                 redis.call("HSET", drafts, id, owner .. "\n" .. json)
             end
         elseif redis.call("HDEL", drafts, id) == 1 or kind == "record" or is_lost then
-            write(json, kept_ms, most)
+            write(json)
         end
     end
+    forget_old(kept_ms, most)
     redis.call("HSET", last, owner, number)
     redis.call("SET", alive .. owner, "1", "PX", lease_ms)
     return is_lost and 0 or 1
@@ -43,7 +48,7 @@ local function beat()
     return 1
 end
 
--- cursor, count; gives the next cursor, the drafts seen whose owner is silent, and the silent owners without any
+-- cursor, count; gives the next cursor, and of the drafts seen those whose owner is silent
 local function silent()
     local page = redis.call("HSCAN", drafts, ARGV[2], "COUNT", ARGV[3])
     local found = {}
@@ -65,7 +70,8 @@ local function adopt()
     if redis.call("HDEL", drafts, ARGV[2]) == 0 then
         return 0
     end
-    write(ARGV[3], tonumber(ARGV[4]), ARGV[5])
+    write(ARGV[3])
+    forget_old(tonumber(ARGV[4]), ARGV[5])
     return 1
 end
 
