@@ -308,8 +308,10 @@ async def _drained(
     """Have records taken to where they are kept for good; return where to read them."""
     source: UsageSource = log
     if settings.export_dir is not None:
-        files = UsageDrain(log=log, sink=UsageFiles(settings.export_dir), name="files", metrics=metrics)
-        await stack.enter_async_context(files.running())
+        files = UsageFiles(settings.export_dir)
+        stack.callback(files.close)
+        lines = UsageDrain(log=log, sink=files, name="files", metrics=metrics)
+        await stack.enter_async_context(lines.running())
     if settings.postgres_url is not None:
         source = postgres = await stack.enter_async_context(PostgresUsage(settings.postgres_url).opened())
         rows = UsageDrain(log=log, sink=postgres, name="postgres", metrics=metrics)
@@ -355,9 +357,9 @@ async def _ledger(
     writer = None
     if store is not None:
         owner = uuid.uuid4().hex
-        writer = LedgerWriter(
-            store=store, journal=FileJournal(usage_dir(settings), owner), metrics=metrics, owner=owner
-        )
+        journal = FileJournal(usage_dir(settings), owner)
+        stack.callback(journal.release)
+        writer = LedgerWriter(store=store, journal=journal, metrics=metrics, owner=owner)
         recovery = LedgerRecovery(store=store, invoices=invoices, metrics=metrics, clock=clock)
         await stack.enter_async_context(recovery.running())
     ledger = Ledger(writer=writer, invoices=invoices, metrics=metrics, clock=clock)

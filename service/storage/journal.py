@@ -97,7 +97,9 @@ class FileJournal:
         return None
 
     def release(self) -> None:
-        """Let another process take the file over."""
+        """Let another process take its files over."""
+        if self._inherited is not None:
+            self._inherited.release()
         if self._file is not None:
             os.close(self._file)
             self._file = None
