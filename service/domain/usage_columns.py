@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 from decimal import Decimal
 
+from service.domain.generation import Usage
 from service.domain.usage_record import UsageRecord
 
 Column = str | int | float | bool | Decimal | datetime | None
@@ -10,7 +11,6 @@ Column = str | int | float | bool | Decimal | datetime | None
 
 def columns_of(record: UsageRecord) -> dict[str, Column]:
     """Return the columns, in their order. Costs are in US dollars, exact to nine digits; times are in UTC."""
-    usage = record.usage
     return {
         "id": record.id,
         "request_id": record.request_id,
@@ -28,12 +28,7 @@ def columns_of(record: UsageRecord) -> dict[str, Column]:
         "fault": record.fault,
         "finish_reason": record.finish_reason,
         "calls": len(record.calls),
-        "input_tokens": usage.input_tokens,
-        "output_tokens": usage.output_tokens,
-        "cached_input_tokens": usage.cached_input_tokens,
-        "cache_write_tokens": usage.cache_write_tokens,
-        "reasoning_tokens": usage.reasoning_tokens,
-        "estimated": usage.estimated,
+        **token_columns(record.usage),
         "cost_usd": record.cost_usd,
         "price": record.price,
         "total_s": record.total_s,
@@ -41,6 +36,18 @@ def columns_of(record: UsageRecord) -> dict[str, Column]:
         "queue_s": record.queue_s,
         "upstream_s": record.upstream_s,
         "first_content_s": record.first_content_s,
+    }
+
+
+def token_columns(usage: Usage) -> dict[str, int | bool]:
+    """Return those that tell what was used."""
+    return {
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "cached_input_tokens": usage.cached_input_tokens,
+        "cache_write_tokens": usage.cache_write_tokens,
+        "reasoning_tokens": usage.reasoning_tokens,
+        "estimated": usage.estimated,
     }
 
 

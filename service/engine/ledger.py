@@ -13,6 +13,7 @@ from service.domain.clock import Clock
 from service.domain.generation import EmbeddingRequest, GenerationRequest, Usage
 from service.domain.ledger import Entry
 from service.domain.principal import RequestContext
+from service.domain.usage_columns import token_columns
 from service.domain.usage_record import CANCELLED, NOTHING, OK, UNKNOWN, CallRecord, UsageRecord
 from service.engine.attempt import MAY_BE_BILLED, Attempt
 from service.engine.catalogue import ModelEntry
@@ -252,7 +253,6 @@ def _end(error: BaseException | None) -> tuple[str, Fault]:
 
 def log_fields(record: UsageRecord) -> Mapping[str, object]:
     """Return what the log tells of a generation: no text of its caller but names that are short."""
-    usage = record.usage
     cost = record.cost_usd
     fields: dict[str, object] = {
         "generation_id": record.id,
@@ -264,12 +264,7 @@ def log_fields(record: UsageRecord) -> Mapping[str, object]:
         "fault": record.fault,
         "finish_reason": record.finish_reason,
         "calls": len(record.calls),
-        "input_tokens": usage.input_tokens,
-        "output_tokens": usage.output_tokens,
-        "cached_input_tokens": usage.cached_input_tokens,
-        "cache_write_tokens": usage.cache_write_tokens,
-        "reasoning_tokens": usage.reasoning_tokens,
-        "estimated": usage.estimated,
+        **token_columns(record.usage),
         "cost_usd": None if cost is None else str(cost),
         "limits_ms": _ms(record.limits_s),
         "queue_ms": _ms(record.queue_s),
