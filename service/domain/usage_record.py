@@ -52,6 +52,8 @@ class UsageRecord:
     """The configured name, or the pattern."""
     asked_model: str
     """The name that the caller gave."""
+    providers: tuple[str, ...] = ()
+    """Those that may be asked, in order of preference."""
     user: str | None = None
     ended_at: float | None = None
     streamed: bool = False

@@ -82,26 +82,29 @@ class Invoices:
     async def crashed(self, draft: UsageRecord, *, ended_at: float, within_s: float, every_s: float) -> UsageRecord:
         """Return the record of a generation whose process is gone, with the calls that invoices know of.
 
-        Where no invoice does, it is one call to nobody knows whom, as large as it was estimated.
+        Where they know of none, and not all of its providers have one, it is one call to nobody knows whom, as large as
+        it was estimated.
         """
         if draft.ended_at is not None:  # only its settlement was left to do
             return await self.settled(draft, within_s=within_s, every_s=every_s)
         record = replace(draft, ended_at=ended_at, outcome=CRASHED, fault="us")
         calls: list[CallRecord] = []
         ids = [f"{draft.id}-{number}" for number in range(1, CALLS_MAX + 1)]
-        is_known = False
+        unheard = set(draft.providers)
         try:
             async with asyncio.timeout(within_s):
-                for provider, invoice in self._invoices.items():
-                    told = await _told(invoice, ids, every_s)
-                    is_known = True
+                for provider in draft.providers:
+                    if provider not in self._invoices:
+                        continue
+                    told = await _told(self._invoices[provider], ids, every_s)
+                    unheard.discard(provider)
                     calls += [
                         self._with(record, CallRecord(call_id, provider, model, CRASHED), usage)
                         for call_id, (model, usage) in told.items()
                     ]
         except TimeoutError:
             logger.warning("an invoice does not tell of a crash: its usage stays estimated", extra={"id": draft.id})
-        if not is_known:
+        if unheard and not calls:
             price = self._price_of(record.model)
             cost = None if price is None else price.nano_usd(draft.estimate)
             calls = [CallRecord(f"{draft.id}-1", "", "", CRASHED, draft.estimate, cost)]

@@ -88,6 +88,7 @@ class Account:
             principal=context.principal.name,
             model=entry.name,
             asked_model=asked.model,
+            providers=tuple(dict.fromkeys(route.provider for route in entry.routes)),
             user=asked.user_id,
             streamed=streamed,
             background=context.background,
