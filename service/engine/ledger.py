@@ -266,7 +266,7 @@ def log_fields(record: UsageRecord) -> Mapping[str, object]:
         "finish_reason": record.finish_reason,
         "calls": len(record.calls),
         **token_columns(record.usage),
-        "cost_usd": None if cost is None else str(cost),
+        "cost_usd": None if cost is None else f"{cost:f}",
         "limits_ms": _ms(record.limits_s),
         "queue_ms": _ms(record.queue_s),
         "upstream_ms": _ms(record.upstream_s),

@@ -1,5 +1,6 @@
 """What a generation leaves on the ledger, and what ``/usage`` says of it."""
 
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -121,5 +122,5 @@ async def test_the_line_on_a_request_tells_of_its_generation(api: FakeApp, caplo
         "gpt-4o",
         "ok",
     )
-    assert told["cost_usd"]
+    assert re.fullmatch(r"0\.\d+", told["cost_usd"])  # no exponent
     assert not [line for line in caplog.records if line.message == "generation"]
