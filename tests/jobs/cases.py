@@ -14,6 +14,7 @@ from tests.jobs.history import TERMINAL, History, broken
 T = TypeVar("T")
 
 JOB = "it"
+OTHER = "other"
 DRAIN_S = 2.0
 """What candidates are told to give a running job after SIGTERM."""
 AT_ONCE_S = 5.0
@@ -85,7 +86,7 @@ async def sigterm(candidate: Candidate) -> tuple[bool, str]:
         await _calls(at, 1)
         first = at.workers.running[0]
         await at.workers.start()
-        await asyncio.sleep(5.0)  # for it to be up
+        await _do_another(at)
         first.send_signal(signal.SIGTERM)
         told_at = time.monotonic()
         back_s = await _calls(at, 2) - told_at
@@ -167,6 +168,14 @@ async def _thawed(
     history.calls = await at.calls()
     found = [text.partition(":")[0] for text in broken(history, rerun_within_s=RERUN_S)]
     return not found, f"{told}{', '.join(found) or history.final[JOB].state}"
+
+
+async def _do_another(at: Scene) -> None:
+    """Let whoever is idle do a job, which shows that it is up; how long that takes is the machine's matter."""
+    await at.change(ttft_ms=0, gap_ms=0)
+    await at.queue.submit(OTHER)
+    await _until(lambda: at.look(OTHER), lambda seen: seen.state in TERMINAL)
+    await at.change(ttft_ms=float(LONG[1]), gap_ms=float(LONG[3]))
 
 
 async def _calls(at: Scene, count: int) -> float:
