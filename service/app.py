@@ -12,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from service import __version__
 from service.api import chat, generate, health, jobs, pages, stream, streams, tickets, usage, ws
 from service.api.anthropic.routes import router as anthropic_router
+from service.api.direct import DirectRoutes
 from service.api.errors import on_http_exception, on_service_error, on_validation_error
 from service.api.middleware import IntakeMiddleware, RequestMiddleware
 from service.api.openai.batches import router as openai_batches_router
@@ -50,6 +51,11 @@ def create_app(settings: Settings, opener: Opener = open_resources) -> FastAPI:
     app = _bare_app(settings, opener)
     # The last one added is the outermost: the id of a request is on every answer, CORS headers on every one but a
     # defect's, and the size is looked at before anything is read. Probes do not come so far.
+    app.add_middleware(
+        DirectRoutes,
+        routers=(generate.router, chat.router, openai_router, anthropic_router),
+        overrides=app.dependency_overrides,
+    )
     app.add_middleware(
         IntakeMiddleware,
         max_body_bytes=settings.server.max_body_bytes,

@@ -15,7 +15,7 @@ from starlette.websockets import WebSocketDisconnect
 from service.api.deps import CONTEXT
 from service.api.disconnect import ClientDisconnected, departure
 from service.api.errors import render_error
-from service.api.outcome import CLIENT_LEFT, FAULT, OUTCOME, family_of, fault_of
+from service.api.outcome import CLIENT_LEFT, FAULT, HAS_BEGUN, OUTCOME, family_of, fault_of
 from service.api.paths import route_path
 from service.api.rate_limit import rate_limit_headers
 from service.api.request_id import request_id_from
@@ -144,6 +144,7 @@ class _Answer:
                 self.status = HTTPStatus.FORBIDDEN
         else:
             self.status = status
+            self._scope[HAS_BEGUN] = True
             message["headers"] = [*message.get("headers", ()), *self._headers, *self._of_context(message)]
             # After a 408 the rest of the body may still come: it must not be taken for the next request.
             if status == HTTPStatus.REQUEST_TIMEOUT or self._drain.stage:

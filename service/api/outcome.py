@@ -9,6 +9,8 @@ from service.errors import Fault
 
 OUTCOME: Final = "llm_api.outcome"
 """Where the scope says how a stream ended, for the log of requests."""
+HAS_BEGUN: Final = "llm_api.has_begun"
+"""Where the scope says that the status of an answer is out: nothing else can be answered from then on."""
 FAULT: Final = "llm_api.fault"
 """Where the scope says whose fault it is that a request did not end well."""
 
