@@ -23,7 +23,8 @@ local function apply()
     if number <= known then
         return 1
     end
-    local is_lost = known == 0 and number > 1
+    -- A store that is back from an older state knows an older number: what came in between is gone, drafts too.
+    local is_lost = number > known + 1
     for place = 7, #ARGV, 3 do
         local kind, id, json = ARGV[place], ARGV[place + 1], ARGV[place + 2]
         if kind == "open" then

@@ -237,6 +237,18 @@ async def test_a_store_that_lost_its_data_loses_no_record_of_what_runs(tmp_path:
                     assert await kept(store) == [first, second]
 
 
+async def test_a_store_that_is_back_from_an_older_state_loses_no_record_of_what_runs(
+    redis_url: str, tmp_path: Path
+) -> None:
+    async with redis_ledger(redis_url) as store:
+        first, second = record(), record()
+        assert await store.apply(batch("w", 1, ("open", draft(first.id))))
+        # The second batch, with another draft, was acknowledged and is gone.
+        assert not await store.apply(batch("w", 3, ("close", second)))
+        assert await store.apply(batch("w", 4, ("close", first)))
+        assert await kept(store) == [second, first]
+
+
 def test_a_journal_that_cannot_be_written_keeps_what_it_gets_and_says_so_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
