@@ -8,9 +8,12 @@ from typing import Any
 
 from service.config import Settings
 from service.domain.limits import NANO
+from service.domain.names import plain_name
 from service.engine.usage_report import By, UsageSum, capacity, unusual, usage_by
 from service.wiring import open_usage
 
+WIDEST = 64
+"""Characters in a cell of a table."""
 COLUMNS = ("requests", "failed", "cancelled", "input_tokens", "output_tokens", "cost_usd", "unpriced", "estimated")
 
 
@@ -87,7 +90,7 @@ def _lines(rows: Sequence[dict[str, Any]], names: Sequence[str], *, as_json: boo
 
 
 def _table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Iterator[str]:
-    cells = [[str(row[name]) for name in names] for row in rows]
+    cells = [[plain_name(str(row[name]), longest=WIDEST) for name in names] for row in rows]
     widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
     for line in (names, *cells):
         yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

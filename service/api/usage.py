@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, get_args
 
 from fastapi import APIRouter, Query
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, Field, model_validator
 from starlette.responses import Response
 
 from service.api.deps import AllResources, Context
@@ -23,6 +23,7 @@ router = APIRouter(prefix="/usage", tags=["usage"])
 DEFAULT_SPAN = timedelta(days=1)
 STEPS_MAX = 2_000
 """Steps of time in one answer."""
+FIRST_YEAR, LAST_YEAR = 1970, 9998
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
 """Section 5.6."""
 
@@ -36,7 +37,14 @@ def _rfc3339(value: object) -> object:
     return value
 
 
-Instant = Annotated[AwareDatetime, BeforeValidator(_rfc3339)]
+def _in_range(value: datetime) -> datetime:
+    """Refuse times that arithmetic with offsets and spans does not bear."""
+    if not FIRST_YEAR <= value.year <= LAST_YEAR:
+        raise ValueError(f"takes a time of the years {FIRST_YEAR} to {LAST_YEAR}")
+    return value
+
+
+Instant = Annotated[AwareDatetime, BeforeValidator(_rfc3339), AfterValidator(_in_range)]
 
 
 class Span(BaseModel, extra="forbid"):

@@ -12,6 +12,7 @@ from service.accounting.prices import Price
 from service.domain.clock import Clock
 from service.domain.generation import EmbeddingRequest, GenerationRequest, Usage
 from service.domain.ledger import Entry
+from service.domain.names import plain_name
 from service.domain.principal import RequestContext
 from service.domain.usage_columns import token_columns
 from service.domain.usage_record import CANCELLED, NOTHING, OK, UNKNOWN, CallRecord, UsageRecord
@@ -87,9 +88,9 @@ class Account:
             began_at=self._clock.wall(),
             principal=context.principal.name,
             model=entry.name,
-            asked_model=asked.model,
+            asked_model=plain_name(asked.model),
             providers=tuple(dict.fromkeys(route.provider for route in entry.routes)),
-            user=asked.user_id,
+            user=None if asked.user_id is None else plain_name(asked.user_id),
             streamed=streamed,
             background=context.background,
             price=None if entry.price is None else entry.price.name,

@@ -50,6 +50,8 @@ async def opened(
     """Export what is traced within the block. The process's global tracer stays as it is."""
     # Each failure of an export would be a line, and each of its retries: the outbox counts them, and has one.
     logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
+    # It quotes what is malformed in a caller's ``tracestate``: anybody could write into the log, and fill it.
+    logging.getLogger("opentelemetry.trace.span").setLevel(logging.ERROR)
     outbox = Outbox(exporter(), metrics)
     ids = _Ids()
     provider = TracerProvider(resource=_resource(), id_generator=ids, shutdown_on_exit=False)

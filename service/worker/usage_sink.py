@@ -69,6 +69,7 @@ class UsageDrain:
                 is_away = True
                 pause_s = AWAY_S
             except Exception:  # the outer edge of the task: a defect must not stop all that comes
+                is_away = True
                 logger.exception("draining usage failed by a defect")
                 self._metrics.unhandled_errors.labels("ledger").inc()
                 pause_s = AWAY_S

@@ -90,6 +90,9 @@ async def test_unusual_users_are_for_those_who_see_all(api: FakeApp) -> None:
         ({"until": "0.5"}, "until"),
         ({"until": "1793491200"}, "until"),
         ({"since": "2026-11-02T00:00:00Z", "until": "2026-11-01T00:00:00Z"}, "since"),
+        ({"until": "0001-01-01T00:00:00Z"}, "until"),
+        ({"since": "0001-01-01T00:00:00+14:00"}, "since"),
+        ({"until": "9999-12-31T23:59:59-12:00"}, "until"),
         ({"by": "colour"}, "by"),
         ({"color": "red"}, "color"),
     ],
@@ -100,6 +103,26 @@ async def test_a_question_that_makes_no_sense_names_what_is_wrong(
     answer = await api.client.get("/usage", params=query, headers=bearer(ALICE))
     assert answer.status_code == 422
     assert field in answer.text
+
+
+@pytest.mark.parametrize("path", ["/usage", "/usage/capacity"])
+async def test_all_times_that_are_taken_are_answered(api: FakeApp, path: str) -> None:
+    for since, until in (
+        ("1970-01-01T00:00:00+14:00", "1970-01-01T00:00:01-12:00"),
+        (None, "9998-12-31T23:59:59-12:00"),
+    ):
+        query = {"until": until, "step_s": "86400"} if path.endswith("capacity") else {"until": until}
+        answer = await api.client.get(
+            path, params={**query, **({"since": since} if since else {})}, headers=bearer(ALICE)
+        )
+        assert answer.status_code == 200, answer.text
+
+
+async def test_a_users_name_that_is_no_name_is_kept_without_what_is_none(api: FakeApp) -> None:
+    asked = {**body(), "user": "n\x00\x1b[2J\u2028" + 300 * "x"}
+    assert (await api.client.post("/v1/chat/completions", json=asked, headers=bearer(ALICE))).status_code == 200
+    (row,) = await usage(api, ALICE, by="user")
+    assert row["user"] == "n\ufffd\ufffd[2J\ufffd" + 249 * "x"
 
 
 async def test_times_are_told_in_a_header(api: FakeApp) -> None:
@@ -118,7 +141,7 @@ async def test_the_line_on_a_request_tells_of_its_generation(api: FakeApp, caplo
     told = vars(line)
     assert (told["principal"], told["user"], told["model"], told["generation_outcome"]) == (
         "alice",
-        "u\n{}",
+        "u\ufffd{}",
         "gpt-4o",
         "ok",
     )

@@ -9,10 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from prometheus_client import CollectorRegistry
 
 import service
+from service.domain.trace import TraceContext
 from service.engine.job_span import place_of
 from service.telemetry import semconv
+from service.telemetry.metrics import Metrics
+from service.telemetry.otlp import opened
 from service.telemetry.tracing import exporter_module
 
 SERVICE = Path(service.__file__).parent
@@ -46,6 +51,16 @@ def test_unknown_protocol_is_passed_over_with_a_warning(caplog: pytest.LogCaptur
     with caplog.at_level(logging.WARNING):
         assert exporter_module({**ENDPOINT, "OTEL_EXPORTER_OTLP_PROTOCOL": "pigeon"}) == GRPC
     assert len(caplog.records) == 1
+
+
+async def test_nothing_that_a_caller_writes_into_its_trace_stands_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    async with opened(InMemorySpanExporter, Metrics(CollectorRegistry())) as tracing:
+        for state in ("CANARY sk-secret", "a=CANARY=,=", "CANARY" * 200):
+            caller = TraceContext("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", state)
+            tracing.root("POST", "server", {}, parent=caller).end()
+        tracing.root("POST", "server", {}, parent=TraceContext("CANARY", "")).end()
+    assert "CANARY" not in caplog.text
 
 
 def test_nothing_of_the_kit_is_imported_without_an_endpoint() -> None:

@@ -1,0 +1,47 @@
+"""Draining the ledger: what is said of it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from service.domain.usage_record import UsageRecord
+from service.errors import StoreUnavailable
+from service.telemetry.metrics import Metrics
+from service.worker.usage_sink import Page, UsageDrain
+
+
+class Empty:
+    async def follow(self, after: str) -> AsyncIterator[tuple[str, UsageRecord]]:
+        del after
+        entries: list[tuple[str, UsageRecord]] = []
+        for entry in entries:
+            yield entry
+
+
+class Failing:
+    """A sink that fails, and tells when it was asked."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self.error = error
+        self.asked = asyncio.Event()
+
+    async def drain(self, read: Callable[[str], Awaitable[Page]]) -> int:
+        del read
+        self.asked.set()
+        if self.error is not None:
+            raise self.error
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("error", "ok"), [(None, 1), (StoreUnavailable("away"), 0), (ValueError("a record that nobody can read"), 0)]
+)
+async def test_a_drain_that_fails_says_so_whatever_the_reason(error: Exception | None, ok: int) -> None:
+    metrics = Metrics(CollectorRegistry())
+    sink = Failing(error)
+    async with UsageDrain(log=Empty(), sink=sink, name="files", metrics=metrics).running():
+        await sink.asked.wait()
+        await asyncio.sleep(0)
+    assert metrics.registry.get_sample_value("llm_api_usage_drain_ok", {"sink": "files"}) == ok
