@@ -95,7 +95,19 @@ def _usual_cost() -> str:
 
 _CALLS = "llm_api_upstream_requests_total"
 
+_API = 'llm_api_build_info{component="api"}'
+
 SYMPTOMS = (
+    Alert(
+        "LLMAPIDown",
+        "page",
+        "group by (namespace) (llm_api_build_info or last_over_time(llm_api_build_info[1d])) "
+        f"unless on (namespace) ({_API} and on (namespace, instance) llm_api_ready == 1)",
+        {},
+        "No process of the API takes requests",
+        "None is seen that is ready, though there is one of the service, or was within a day.",
+        for_min=2,
+    ),
     Alert(
         "LLMAPIAllProvidersUnavailable",
         "page",
@@ -126,7 +138,7 @@ SYMPTOMS = (
         "max by (namespace) (llm_api_jobs_oldest_wait_seconds) > $promise",
         {"promise": Threshold(900)},
         "Background jobs are not begun",
-        "The oldest one waits for {{ $value | humanizeDuration }}.",
+        "By what any process sees of the queue, the oldest one waits for {{ $value | humanizeDuration }}.",
         for_min=2,
     ),
     Alert(

@@ -42,6 +42,7 @@ from service.engine.ledger_recovery import LedgerRecovery
 from service.engine.ledger_writer import LedgerStore, LedgerWriter
 from service.engine.probe_board import ProbeBoard
 from service.engine.prober import Prober
+from service.engine.queue_watch import watching_queue
 from service.engine.readiness import ReadinessCheck
 from service.engine.resumption import ResumableStreams
 from service.engine.stream_log import StreamLog
@@ -70,7 +71,7 @@ from service.storage.redis_streams import RedisStreamLog
 from service.storage.tickets import MemoryTicketStore, RedisTicketStore
 from service.storage.usage_files import UsageFiles
 from service.telemetry.event_loop import watching_event_loop
-from service.telemetry.metrics import Metrics
+from service.telemetry.metrics import Component, Metrics
 from service.telemetry.server import open_metrics_server
 from service.telemetry.tracing import open_tracing
 from service.webhooks.secrets import WebhookSecrets
@@ -106,13 +107,15 @@ async def open_embedded(settings: Settings) -> AsyncIterator[Settings]:
 
 
 @asynccontextmanager
-async def open_resources(settings: Settings, *, source: SettingsSource | None = None) -> AsyncIterator[Resources]:
+async def open_resources(
+    settings: Settings, *, source: SettingsSource | None = None, component: Component = "api"
+) -> AsyncIterator[Resources]:
     """Open everything that one process needs; close it in reverse order, also when opening fails half-way.
 
     Changes of the file that ``source`` knows are taken over while it is open.
     """
     clock = SystemClock()
-    metrics = Metrics(_registry())
+    metrics = Metrics(_registry(), component=component)
     async with AsyncExitStack() as stack:
         tracing = await stack.enter_async_context(open_tracing(os.environ, metrics))  # closed last: all else may tell
         settings = await stack.enter_async_context(open_embedded(settings))
@@ -269,6 +272,8 @@ async def assemble(
         await stack.enter_async_context(worker.running())
         sender = await _sender(stack, settings, clock)
         await stack.enter_async_context(_delivery(sender, job_store, settings, clock, metrics))
+    elif job_store is not None:
+        await stack.enter_async_context(watching_queue(job_store, metrics))
     if source is not None:
         # What goes by what else stands in this order; what opens something has to be the last.
         parts: tuple[Reloadable, ...] = (

@@ -24,18 +24,19 @@ from service.wiring import open_embedded, open_resources
 
 def serve(settings: Settings, listener: socket.socket, source: SettingsSource) -> None:
     """Serve until SIGTERM or SIGINT, and follow the file that ``source`` knows."""
-    _run(settings, listener, source, create_app, banner)
+    _run(settings, listener, partial(open_resources, source=source), create_app, banner)
 
 
 def work(settings: Settings, listener: socket.socket, source: SettingsSource) -> None:
     """Work on background jobs until SIGTERM or SIGINT, and serve the probes."""
-    _run(settings, listener, source, create_worker_app, worker_banner)
+    opener = partial(open_resources, source=source, component="worker")
+    _run(settings, listener, opener, create_worker_app, worker_banner)
 
 
 def _run(
     settings: Settings,
     listener: socket.socket,
-    source: SettingsSource,
+    opener: Opener,
     make_app: Callable[[Settings, Opener], FastAPI],
     announcement: Callable[[Settings, str], str],
 ) -> None:
@@ -45,7 +46,7 @@ def _run(
         announce_start(settings)
         async with open_embedded(settings) as started:
             config = uvicorn.Config(
-                make_app(started, partial(open_resources, source=source)),
+                make_app(started, opener),
                 **uvicorn_options(started),
                 backlog=BACKLOG,
                 timeout_graceful_shutdown=BACKSTOP_S,

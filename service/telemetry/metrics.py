@@ -56,6 +56,8 @@ TOKEN_TYPES = ("input", "output", "cached_input", "cache_write", "reasoning")
 OUTCOMES = ("ok", "cancelled", InvalidRequest.code, InternalError.code, *(e.code for e in error_classes(UpstreamError)))
 """What a call to a provider can come to."""
 
+Component = Literal["api", "worker"]
+"""What a process is for: answering callers, or background jobs alone."""
 KeyFiles = Literal["client_keys", "provider_keys"]
 """Whose keys stand in a file."""
 
@@ -63,8 +65,9 @@ KeyFiles = Literal["client_keys", "provider_keys"]
 class Metrics:
     """The collectors of one registry; made once per process, and anew for each test."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, *, component: Component = "api") -> None:
         self.registry = registry
+        self._component = component
         self._requests(registry)
         self._resumable_streams(registry)
         self._money(registry)
@@ -536,12 +539,12 @@ class Metrics:
         """What this process has to do with itself."""
         self.build_info = Gauge(
             "llm_api_build_info",
-            "1, for the version that runs.",
-            ["version", "python"],
+            "1, for the version that runs and what it runs as: api, or worker of background jobs.",
+            ["version", "python", "component"],
             registry=registry,
             multiprocess_mode="livemax",
         )
-        self.build_info.labels(__version__, platform.python_version()).set(1)
+        self.build_info.labels(__version__, platform.python_version(), self._component).set(1)
         self.event_loop_lag = Histogram(
             "llm_api_event_loop_lag_seconds",
             "How much later than asked for the event loop woke a task.",

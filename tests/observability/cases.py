@@ -225,6 +225,28 @@ def _nothing(alert: Alert) -> Iterator[Case]:
     yield Case("over", {series: f"_x{enough} 0x2"}, enough + 2, fires=False)
 
 
+def _down(alert: Alert) -> Iterator[Case]:
+    def process(component: str, instance: str) -> tuple[str, str]:
+        labels = f'{N},instance="{instance}"'
+        return f'llm_api_build_info{{{labels},component="{component}"}}', f"llm_api_ready{{{labels}}}"
+
+    api, ready = process("api", "a")
+    worker, worker_ready = process("worker", "w")
+    lives = {worker: "1x60", worker_ready: "1x60"}
+    long = alert.for_min + 1
+    yield Case("only a worker lives", lives, long, fires=True)
+    yield Case("all died", {api: "1 stale", ready: "1 stale"}, long + 1, fires=True)
+    yield Case("all died, hours ago", {api: "1 stale", ready: "1 stale"}, 20 * 60, fires=True)
+    yield Case("not one is ready", {api: "1x60", ready: "0x60", **lives}, long, fires=True)
+    yield Case("not for long", lives, alert.for_min - 1, fires=False)
+    yield Case("one is ready", {api: "1x60", ready: "1x60", **lives}, long, fires=False)
+    another, another_ready = process("api", "b")
+    yield Case("one of two", {api: "1x60", ready: "0x60", another: "1x60", another_ready: "1x60"}, long, fires=False)
+    yield Case("there never was one", {}, long, fires=False)
+    late = f"_x{long} 1x60"
+    yield Case("over", {api: late, ready: late, **lives}, long + 2, fires=False)
+
+
 _CALLS = "llm_api_upstream_requests_total"
 _ENDED = "llm_api_requests_ended_total"
 _P = 'provider="p"'
@@ -233,6 +255,7 @@ CASES: dict[str, Callable[[Alert], Iterator[Case]]] = {
     "LLMAPIAllProvidersUnavailable": _ratio(
         _CALLS, f'{_P},outcome="ok"', f'{_P},outcome="upstream_unavailable"', 5, over=UNDER, under=OVER
     ),
+    "LLMAPIDown": _down,
     "LLMAPIProviderKeyDead": _level(f"llm_api_provider_keys_dead{{{N},{_P}}}", 1, 0),
     "LLMAPIJobsStuck": _level(f"llm_api_jobs_oldest_wait_seconds{{{N}}}", 901, 899),
     "LLMAPISpendAnomaly": _spending,

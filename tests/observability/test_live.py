@@ -26,6 +26,7 @@ SCRAPE_MAX_S = 0.1
 WITHOUT_DATA = {
     "vllm:": "metrics of vLLM itself, which no test can run here; the names are those of its documentation",
     "LLMAPISpendAnomaly": "compares with the last seven days, which the test has not; promtool has, in test_alerts.py",
+    "LLMAPIDown": "fires where no process of the API is ready; the test has one, and promtool has, in test_alerts.py",
     "LLMAPINoData": "fires where there is nothing: it is asked for the time before the service was there",
 }
 """Expressions that can have no data here, by what they contain or whose they are, and why."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from typing import get_args
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -9,7 +10,7 @@ from prometheus_client.openmetrics.exposition import generate_latest
 
 from service import __version__
 from service.telemetry.event_loop import EVERY_S, watching_event_loop
-from service.telemetry.metrics import OUTCOMES, Metrics
+from service.telemetry.metrics import OUTCOMES, Component, Metrics
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
@@ -68,3 +69,9 @@ def test_each_configured_model_begins_at_zero(metrics: Metrics) -> None:
 def test_the_version_that_runs_is_told(metrics: Metrics) -> None:
     (family,) = metrics.build_info.collect()
     assert [sample.labels["version"] for sample in family.samples] == [__version__]
+
+
+def test_a_process_says_what_it_is_for() -> None:
+    for component in get_args(Component):
+        (family,) = Metrics(CollectorRegistry(), component=component).build_info.collect()
+        assert [sample.labels["component"] for sample in family.samples] == [component]
