@@ -138,6 +138,7 @@ def settings(folder: Path, *, simulator: str, redis: str) -> Path:
             }
         },
         "jobs": {"worker": False, "concurrency": JOBS_AT_ONCE, "lease_s": LEASE_S},
+        "usage": {"export_dir": str(folder / "usage")},
         "webhooks": {"secrets": ["whsec_" + base64.b64encode(b"s" * 32).decode()], "timeout_s": 2},
     }
     path = folder / "config.yaml"
