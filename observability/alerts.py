@@ -95,6 +95,9 @@ def _usual_cost() -> str:
 
 _CALLS = "llm_api_upstream_requests_total"
 
+_COUNTED = 'family!="other",fault!="caller"'
+_ALL_ENDS = summed("increase", "llm_api_requests_ended_total", _COUNTED, "30m")
+_BAD_ENDS = summed("increase", "llm_api_requests_ended_total", f'{_COUNTED},fault=~"{BAD}"', "30m")
 _API = 'llm_api_build_info{component="api"}'
 
 SYMPTOMS = (
@@ -121,6 +124,14 @@ SYMPTOMS = (
         "{{ $value | humanizePercentage }} of the calls of the last 5 min brought an answer.",
         "llm-api-provider",
         for_min=1,
+    ),
+    Alert(
+        "LLMAPIMostFail",
+        "page",
+        f"{share(_BAD_ENDS, _ALL_ENDS)} > $share and on (namespace) {_BAD_ENDS} > $failures",
+        {"share": Threshold(0.5), "failures": Threshold(4.5)},
+        "Most requests fail",
+        "{{ $value | humanizePercentage }} of those of the last 30 min went badly, callers' mistakes left out.",
     ),
     Alert(
         "LLMAPIProviderKeyDead",

@@ -225,6 +225,25 @@ def _nothing(alert: Alert) -> Iterator[Case]:
     yield Case("over", {series: f"_x{enough} 0x2"}, enough + 2, fires=False)
 
 
+def _most_fail(alert: Alert) -> Iterator[Case]:
+    share, failures = (alert.thresholds[name].value for name in ("share", "failures"))
+    window_min = 30
+
+    def series(bad: float, fine: float, quiet: int = 0) -> dict[str, str]:
+        return {
+            f'{_ENDED}{{{N},family="chat",fault="{fault}"}}': _counter(
+                (count / window_min, window_min), *([(0, quiet)] if quiet else [])
+            )
+            for fault, count in (("provider", bad), ("none", fine), ("caller", 100.0))
+        }
+
+    few = OVER * failures
+    yield Case("just over, on a quiet day", series(few, 0.9 * few), window_min, fires=True)
+    yield Case("just under the share", series(few, few * (1 / share - 1) * OVER), window_min, fires=False)
+    yield Case("a few calls of a quiet night", series(UNDER * failures, 0), window_min, fires=False)
+    yield Case("over", series(few, 0, window_min + 1), 2 * window_min + 1, fires=False)
+
+
 def _down(alert: Alert) -> Iterator[Case]:
     def process(component: str, instance: str) -> tuple[str, str]:
         labels = f'{N},instance="{instance}"'
@@ -255,6 +274,7 @@ CASES: dict[str, Callable[[Alert], Iterator[Case]]] = {
     "LLMAPIAllProvidersUnavailable": _ratio(
         _CALLS, f'{_P},outcome="ok"', f'{_P},outcome="upstream_unavailable"', 5, over=UNDER, under=OVER
     ),
+    "LLMAPIMostFail": _most_fail,
     "LLMAPIDown": _down,
     "LLMAPIProviderKeyDead": _level(f"llm_api_provider_keys_dead{{{N},{_P}}}", 1, 0),
     "LLMAPIJobsStuck": _level(f"llm_api_jobs_oldest_wait_seconds{{{N}}}", 901, 899),
