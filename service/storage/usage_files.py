@@ -2,7 +2,7 @@
 
 import fcntl
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 import orjson
 
 from service.domain.usage_columns import columns_of
-from service.domain.usage_record import UsageRecord
+from service.domain.usage_page import Page, Taken
 from service.errors import StoreUnavailable
 
 TAIL_BYTES = 1 << 16
@@ -25,14 +25,14 @@ class UsageFiles:
         self._lock: int | None = None
         self._after: str | None = None
 
-    async def drain(self, read: Callable[[str], Awaitable[Sequence[tuple[str, UsageRecord]]]]) -> int:
-        """Append the page that follows what is there; return how many records were taken. Raises ``StoreUnavailable``.
+    async def drain(self, read: Callable[[str], Awaitable[Page]]) -> Taken:
+        """Append the page that follows what is there. Raises ``StoreUnavailable``.
 
         The last whole line says where to go on, so none is lost and none written twice, whenever the process dies.
         """
         try:
             if not self._is_ours():
-                return 0
+                return Taken()
             if self._after is None:
                 self._after = self._last_position()
             page = await read(self._after)
@@ -42,7 +42,7 @@ class UsageFiles:
         except OSError as error:
             self._after = None  # a part of a line may stand there
             raise StoreUnavailable(f"the files of usage cannot be written ({type(error).__name__})") from error
-        return len(page)
+        return Taken(len(page))
 
     def close(self) -> None:
         """Let another process write."""
@@ -77,7 +77,7 @@ class UsageFiles:
                 return position
         return "0-0"
 
-    def _append(self, page: Sequence[tuple[str, UsageRecord]]) -> None:
+    def _append(self, page: Page) -> None:
         path = self._folder / f"usage-{datetime.now(UTC):%Y-%m-%d}.jsonl"
         lines = b"".join(
             orjson.dumps({**columns_of(record), "position": position}, default=_plain) + b"\n"

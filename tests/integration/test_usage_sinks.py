@@ -15,6 +15,7 @@ from service.domain.usage_record import CallRecord, UsageRecord
 from service.errors import StoreUnavailable
 from service.storage.postgres_usage import PostgresUsage
 from service.storage.usage_files import UsageFiles
+from service.storage.usage_json import record_as_json
 from tests.support.postgres import running_postgres
 from tests.support.usage_records import record
 
@@ -30,7 +31,7 @@ def postgres_url() -> Iterator[str]:
 @pytest.fixture
 async def sink(postgres_url: str) -> AsyncIterator[PostgresUsage]:
     connection = await asyncpg.connect(postgres_url)
-    await connection.execute("DROP TABLE IF EXISTS llm_api_usage, llm_api_usage_position")
+    await connection.execute("DROP TABLE IF EXISTS llm_api_usage, llm_api_usage_position, llm_api_usage_aside")
     await connection.close()
     async with PostgresUsage(SecretStr(postgres_url)).opened() as made:
         yield made
@@ -58,7 +59,7 @@ async def stored(sink: PostgresUsage) -> list[UsageRecord]:
 
 async def test_all_records_come_into_the_table_once(sink: PostgresUsage) -> None:
     log = Log(25)
-    assert [await sink.drain(log.read) for _ in range(4)] == [10, 10, 5, 0]
+    assert [(await sink.drain(log.read)).count for _ in range(4)] == [10, 10, 5, 0]
     assert await stored(sink) == log.records
 
 
@@ -71,8 +72,33 @@ async def test_a_page_that_failed_is_taken_again(sink: PostgresUsage) -> None:
 
     with pytest.raises(StoreUnavailable):
         await sink.drain(broken)
-    assert await sink.drain(log.read) == 5
+    assert (await sink.drain(log.read)).count == 5
     assert await stored(sink) == log.records
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        record("bad", model="m\x00"),
+        record("bad", calls=(CallRecord("x", "sim", "up", "ok", Usage(2**63, 0), 0),)),
+        record("bad", ended_at=1e18),
+    ],
+    ids=["text", "tokens", "time"],
+)
+async def test_a_record_that_the_database_refuses_is_set_aside_and_stops_no_other(
+    sink: PostgresUsage, postgres_url: str, bad: UsageRecord
+) -> None:
+    log = Log(5)
+    log.entries[2] = ("3-0", bad)
+    taken = await sink.drain(log.read)
+    assert taken.count == 5
+    assert [one.position for one in taken.set_aside] == ["3-0"]
+    assert (await sink.drain(log.read)).count == 0
+    assert await stored(sink) == [*log.records[:2], *log.records[3:]]
+    connection = await asyncpg.connect(postgres_url)
+    (row,) = await connection.fetch("SELECT * FROM llm_api_usage_aside")
+    await connection.close()
+    assert (row["position"], row["record"]) == ("3-0", record_as_json(bad))
 
 
 async def test_one_process_at_a_time_drains(sink: PostgresUsage, postgres_url: str) -> None:
@@ -88,10 +114,10 @@ async def test_one_process_at_a_time_drains(sink: PostgresUsage, postgres_url: s
         await other.drain(Log(0).read)
         first = asyncio.create_task(sink.drain(slow))
         await begun.wait()
-        assert await other.drain(log.read) == 0
+        assert (await other.drain(log.read)).count == 0
         go_on.set()
-        assert await first == 10
-        assert await other.drain(log.read) == 10
+        assert (await first).count == 10
+        assert (await other.drain(log.read)).count == 10
     assert await stored(sink) == log.records[:20]
 
 
@@ -134,7 +160,7 @@ def break_off(folder: Path) -> None:
 async def test_files_hold_each_record_once(tmp_path: Path) -> None:
     log = Log(25)
     files = UsageFiles(tmp_path)
-    while await files.drain(log.read):
+    while (await files.drain(log.read)).count:
         pass
     assert [line["id"] for line in lines(tmp_path)] == [one.id for one in log.records]
     assert lines(tmp_path)[0]["cost_usd"] == "0.000000011"
@@ -147,7 +173,7 @@ async def test_files_go_on_behind_the_last_whole_line(tmp_path: Path) -> None:
     first.close()
     break_off(tmp_path)
     second = UsageFiles(tmp_path)
-    while await second.drain(log.read):
+    while (await second.drain(log.read)).count:
         pass
     assert [line["id"] for line in lines(tmp_path)] == [one.id for one in log.records]
 
@@ -155,8 +181,8 @@ async def test_files_go_on_behind_the_last_whole_line(tmp_path: Path) -> None:
 async def test_one_process_at_a_time_writes_files(tmp_path: Path) -> None:
     log = Log(5)
     first, second = UsageFiles(tmp_path), UsageFiles(tmp_path)
-    assert await first.drain(log.read) == 5
-    assert await second.drain(log.read) == 0
+    assert (await first.drain(log.read)).count == 5
+    assert (await second.drain(log.read)).count == 0
     first.close()
-    assert await second.drain(log.read) == 0
+    assert (await second.drain(log.read)).count == 0
     assert len(lines(tmp_path)) == 5
