@@ -66,6 +66,7 @@ CREATE TABLE IF NOT EXISTS llm_api_usage_aside (
 """
 """``record`` is the record as the ledger has it, each call included."""
 
+TABLES = ("llm_api_usage", "llm_api_usage_position", "llm_api_usage_aside")
 COLUMNS = (*columns_of(UsageRecord("", "", 0.0, "", "", "")), "record")
 INSERT = (
     f"INSERT INTO llm_api_usage ({', '.join(COLUMNS)}) "  # noqa: S608 - our own names and numbers
@@ -150,8 +151,13 @@ class PostgresUsage:
     @property
     def _refusals(self) -> tuple[type[Exception], ...]:
         """What is the fault of a record, so that the next attempt would bring it again."""
-        given = self._asyncpg
-        return given.DataError, given.IntegrityConstraintViolationError, given.ProgramLimitExceededError, UnwritableError
+        library = self._asyncpg
+        return (
+            library.DataError,
+            library.IntegrityConstraintViolationError,
+            library.ProgramLimitExceededError,
+            UnwritableError,
+        )
 
     async def read(self, since: float, until: float) -> AsyncIterator[UsageRecord]:
         """See :class:`service.engine.usage_report.UsageSource`."""
@@ -176,8 +182,12 @@ class PostgresUsage:
                     timeout=TIMEOUT_S,
                     command_timeout=TIMEOUT_S,
                 )
-                async with pool.acquire() as connection:
-                    await connection.execute(SCHEMA)
+                try:
+                    async with pool.acquire() as connection:
+                        await _make_tables(connection)
+                except BaseException:
+                    pool.terminate()
+                    raise
                 self._pool = pool
             async with self._pool.acquire(timeout=TIMEOUT_S) as connection:
                 yield connection
@@ -185,6 +195,14 @@ class PostgresUsage:
             raise StoreUnavailable(f"PostgreSQL did not take or give records ({type(error).__name__})") from error
         except msgspec.DecodeError as error:
             raise StoreUnavailable("PostgreSQL holds a record that this version cannot read") from error
+
+
+async def _make_tables(connection: Any) -> None:
+    """Make what is missing. A role that may make none is not asked to where all are there."""
+    for table in TABLES:
+        if await connection.fetchval("SELECT to_regclass($1)", table) is None:
+            await connection.execute(SCHEMA)
+            return
 
 
 def _row(record: UsageRecord) -> tuple[Any, ...]:

@@ -140,6 +140,45 @@ async def test_the_table_is_what_finance_asks(sink: PostgresUsage, postgres_url:
     assert json.loads(row["record"])["calls"][0]["id"] == "x-1"
 
 
+async def test_a_role_that_may_make_no_tables_leaves_no_connection_behind(postgres_url: str) -> None:
+    owner = await asyncpg.connect(postgres_url)
+    await owner.execute(
+        "DROP TABLE IF EXISTS llm_api_usage, llm_api_usage_position, llm_api_usage_aside; "
+        "DROP ROLE IF EXISTS writer; CREATE ROLE writer LOGIN"
+    )
+    count = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'writer'"
+    try:
+        async with PostgresUsage(SecretStr(as_role(postgres_url, "writer"))).opened() as sink:
+            for _ in range(3):
+                with pytest.raises(StoreUnavailable, match="InsufficientPrivilege"):
+                    await sink.drain(Log(1).read)
+            async with asyncio.timeout(20):
+                while await owner.fetchval(count):  # noqa: ASYNC110 - a server tells nobody that it closed one
+                    await asyncio.sleep(0.05)
+    finally:
+        await owner.close()
+
+
+async def test_a_role_that_may_make_no_tables_writes_into_those_that_are_there(
+    sink: PostgresUsage, postgres_url: str
+) -> None:
+    await sink.drain(Log(0).read)
+    owner = await asyncpg.connect(postgres_url)
+    await owner.execute("DROP ROLE IF EXISTS filler; CREATE ROLE filler LOGIN")
+    await owner.execute("GRANT SELECT, INSERT ON llm_api_usage, llm_api_usage_aside TO filler")
+    await owner.execute("GRANT SELECT, INSERT, UPDATE ON llm_api_usage_position TO filler")
+    try:
+        async with PostgresUsage(SecretStr(as_role(postgres_url, "filler"))).opened() as other:
+            assert [(await other.drain(Log(15).read)).count for _ in range(3)] == [10, 5, 0]
+    finally:
+        await owner.execute("DROP OWNED BY filler")
+        await owner.close()
+
+
+def as_role(url: str, role: str) -> str:
+    return url.replace("://postgres:", f"://{role}:").replace("://postgres@", f"://{role}@")
+
+
 async def test_a_database_that_is_away_is_said_to_be() -> None:
     async with PostgresUsage(SecretStr("postgresql://nobody@127.0.0.1:1/none")).opened() as sink:
         with pytest.raises(StoreUnavailable, match="PostgreSQL"):
