@@ -187,13 +187,18 @@ async def test_a_database_that_is_away_is_said_to_be() -> None:
 
 def lines(folder: Path) -> list[dict[str, object]]:
     paths = sorted(folder.glob("usage-*.jsonl"))
-    return [json.loads(line) for path in paths for line in path.read_bytes().splitlines()]
+    return [json.loads(line) for path in paths for line in path.read_bytes().splitlines() if line[:1] == b"{"]
 
 
-def break_off(folder: Path) -> None:
-    """Leave what a process leaves that dies while it writes."""
+def break_off(folder: Path, rest: bytes = b'{"id":"half') -> None:
+    """Leave what a process leaves that dies while it writes, or a machine that loses power."""
     with next(folder.glob("usage-*.jsonl")).open("ab") as file:
-        file.write(b'{"id":"half')
+        file.write(rest)
+
+
+def move_away(folder: Path) -> None:
+    for path in folder.glob("usage-*.jsonl"):
+        path.unlink()
 
 
 async def test_files_hold_each_record_once(tmp_path: Path) -> None:
@@ -225,3 +230,45 @@ async def test_one_process_at_a_time_writes_files(tmp_path: Path) -> None:
     first.close()
     assert (await second.drain(log.read)).count == 0
     assert len(lines(tmp_path)) == 5
+
+
+def written(folder: Path) -> list[object]:
+    return [line["id"] for line in lines(folder)]
+
+
+async def drained(folder: Path, log: Log) -> None:
+    """Write all, as a process that starts does."""
+    files = UsageFiles(folder)
+    while (await files.drain(log.read)).count:
+        pass
+    files.close()
+
+
+async def test_files_go_on_behind_a_line_of_any_length(tmp_path: Path) -> None:
+    log = Log(5)
+    log.entries[-1] = ("5-0", record(finish_reason=100_000 * "x"))
+    await drained(tmp_path, log)
+    log.entries.append(("6-0", record()))
+    await drained(tmp_path, log)
+    assert written(tmp_path) == [one.id for one in log.records]
+
+
+async def test_files_go_on_behind_a_line_that_cannot_be_read(tmp_path: Path) -> None:
+    log = Log(5)
+    await drained(tmp_path, log)
+    (tmp_path / ".position").unlink(missing_ok=True)
+    break_off(tmp_path, b"\0\0\0\n")
+    log.entries.append(("6-0", record()))
+    await drained(tmp_path, log)
+    (tmp_path / ".position").write_bytes(b"\0\0")  # and where this one cannot be read either
+    await drained(tmp_path, log)
+    assert written(tmp_path) == [one.id for one in log.records]
+
+
+async def test_files_that_were_moved_away_are_not_written_again(tmp_path: Path) -> None:
+    log = Log(5)
+    await drained(tmp_path, log)
+    move_away(tmp_path)
+    log.entries.append(("6-0", record()))
+    await drained(tmp_path, log)
+    assert written(tmp_path) == [log.records[-1].id]
