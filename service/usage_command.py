@@ -3,11 +3,10 @@
 import json
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Any
 
 from service.config import Settings
-from service.domain.limits import NANO
+from service.domain.limits import decimal_usd
 from service.domain.names import plain_name
 from service.engine.usage_report import By, UsageSum, capacity, unusual, usage_by
 from service.wiring import open_usage
@@ -55,7 +54,7 @@ async def report_unusual(settings: Settings, *, as_json: bool) -> Sequence[str]:
             "tokens": one.tokens,
             "usual_tokens": one.usual_tokens,
             "requests": one.requests,
-            "cost_usd": _usd(one.cost_nano_usd),
+            "cost_usd": decimal_usd(one.cost_nano_usd),
         }
         for one in found
     ]
@@ -74,14 +73,10 @@ def _row(total: UsageSum, by: Sequence[By]) -> dict[str, Any]:
         "cached_input_tokens": total.cached_input_tokens,
         "cache_write_tokens": total.cache_write_tokens,
         "reasoning_tokens": total.reasoning_tokens,
-        "cost_usd": _usd(total.cost_nano_usd),
+        "cost_usd": decimal_usd(total.cost_nano_usd),
         "unpriced": total.unpriced,
         "estimated": total.estimated,
     }
-
-
-def _usd(nano: int) -> str:
-    return f"{Decimal(nano) / NANO:f}"
 
 
 def _lines(rows: Sequence[dict[str, Any]], names: Sequence[str], *, as_json: bool) -> Sequence[str]:

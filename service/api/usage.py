@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from service.api.deps import AllResources, Context
 from service.api.responses import json_response, problems
-from service.domain.limits import NANO
+from service.domain.limits import decimal_usd
 from service.domain.principal import RequestContext
 from service.domain.usage_record import UsageRecord
 from service.engine.usage_report import By, UsageSource, UsageSum, capacity, unusual, usage_by
@@ -101,9 +101,10 @@ class UsageGroup(BaseModel):
     cached_input_tokens: int
     cache_write_tokens: int
     reasoning_tokens: int
-    cost_usd: float
+    cost_usd: str
+    """Exact, as a decimal number; a JSON number would be read with binary rounding."""
     cost_nano_usd: int
-    """The same, exact."""
+    """The same in whole nano-dollars."""
     unpriced: int
     estimated: int
 
@@ -112,7 +113,7 @@ class UsageGroup(BaseModel):
         """Write a sum."""
         names = [name for name in cls.model_fields if name not in (*get_args(By), "cost_usd")]
         fields = {name: getattr(total, name) for name in names}
-        return cls(**dict(zip(by, total.group, strict=True)), cost_usd=total.cost_nano_usd / NANO, **fields)
+        return cls(**dict(zip(by, total.group, strict=True)), cost_usd=decimal_usd(total.cost_nano_usd), **fields)
 
 
 class UsageAnswer(BaseModel):
@@ -153,7 +154,7 @@ class UnusualUser(BaseModel):
     usual_tokens: float
     """A day's, the median of the days before."""
     requests: int
-    cost_usd: float
+    cost_usd: str
 
 
 class UnusualAnswer(BaseModel):
@@ -209,7 +210,7 @@ async def usage_unusual(resources: AllResources, context: Context) -> Response:
             tokens=one.tokens,
             usual_tokens=one.usual_tokens,
             requests=one.requests,
-            cost_usd=one.cost_nano_usd / NANO,
+            cost_usd=decimal_usd(one.cost_nano_usd),
         )
         for one in found
     ]

@@ -18,6 +18,9 @@ class Dialect(StrEnum):
     """Messages."""
 
 
+TOKENS_MAX = 1_000_000_000
+"""More than any provider has counted for one call. Its cost fits into the 63 bits that the ledger has for it."""
+
 Role = Literal["system", "user", "assistant", "tool"]
 
 

@@ -12,6 +12,11 @@ NANO = 1_000_000_000
 """Money is counted in nano-dollars: a token of the cheapest models costs about ten."""
 
 
+def decimal_usd(nano_usd: int) -> str:
+    """Write an amount in US dollars: exact, and without an exponent."""
+    return f"{Decimal(nano_usd) / NANO:f}"
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Rates and quotas; None is unlimited."""

@@ -24,7 +24,7 @@ from service.domain.generation import (
     Usage,
 )
 from service.errors import InvalidRequest
-from service.providers.wire import SchemaError, parts_other_than
+from service.providers.wire import SchemaError, check_counts, parts_other_than
 
 DEFAULT_MAX_TOKENS = 4096
 """Sent where the caller gave none: the API insists on one, and the oldest models take no more."""
@@ -253,7 +253,7 @@ def finish_reason(word: str | None) -> FinishReason | None:
 def usage_of(first: WireUsage | None, last: WireUsage | None) -> Usage | None:
     """Combine the figures at a stream's head with the final ones, which may leave some out.
 
-    None if either direction has no figure at all. Raises ``SchemaError`` for a negative one.
+    None if either direction has no figure at all. Raises ``SchemaError`` for one that cannot be.
     """
 
     def latest(name: str) -> int | None:
@@ -267,8 +267,7 @@ def usage_of(first: WireUsage | None, last: WireUsage | None) -> Usage | None:
     if fresh is None or output is None:
         return None
     read, written = latest("cache_read_input_tokens") or 0, latest("cache_creation_input_tokens") or 0
-    if min(fresh, output, read, written) < 0:
-        raise SchemaError("a token count is negative")
+    check_counts(fresh, output, read, written)
     return Usage(fresh + read + written, output, cached_input_tokens=read, cache_write_tokens=written)
 
 

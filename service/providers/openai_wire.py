@@ -28,7 +28,7 @@ from service.domain.generation import (
     Usage,
 )
 from service.errors import InvalidRequest
-from service.providers.wire import SchemaError, parts_other_than
+from service.providers.wire import SchemaError, check_counts, parts_other_than
 
 FINISH_REASONS: Mapping[str, FinishReason] = {
     "stop": FinishReason.STOP,
@@ -313,13 +313,12 @@ def checked_embeddings(raw: bytes) -> WireEmbeddings:
 
 
 def usage_of(usage: WireUsage) -> Usage:
-    """Translate token counts. Raises ``SchemaError`` for a negative one."""
+    """Translate token counts. Raises ``SchemaError`` for one that cannot be."""
     prompt, completion = usage.prompt_tokens, usage.completion_tokens or 0
     prompt_details, completion_details = usage.prompt_tokens_details, usage.completion_tokens_details
     cached = (prompt_details.cached_tokens if prompt_details else None) or 0
     reasoning = (completion_details.reasoning_tokens if completion_details else None) or 0
-    if min(prompt, completion, cached, reasoning) < 0:
-        raise SchemaError("a token count is negative")
+    check_counts(prompt, completion, cached, reasoning)
     return Usage(prompt, completion, cached_input_tokens=cached, reasoning_tokens=reasoning)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from service.domain.generation import TOKENS_MAX
 from service.errors import UpstreamInvalid
 
 
@@ -21,6 +22,14 @@ def invalid_answer(exc: ValueError, provider: str) -> UpstreamInvalid:
     else:
         reason = "is not JSON"
     return UpstreamInvalid(f"the provider's answer {reason}", provider=provider)
+
+
+def check_counts(*tokens: int) -> None:
+    """Raise ``SchemaError`` for numbers of tokens that cannot be: they would not fit into the ledger either."""
+    if min(tokens) < 0:
+        raise SchemaError("a token count is negative")
+    if max(tokens) > TOKENS_MAX:
+        raise SchemaError(f"a token count is more than {TOKENS_MAX}")
 
 
 def parts_other_than(known: Collection[str], messages: object) -> Iterator[tuple[str, str]]:

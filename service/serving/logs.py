@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from datetime import UTC, datetime
 
 import orjson
@@ -19,6 +20,9 @@ HANDSHAKE_LINE = '"WebSocket %s"'
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
 """What every record has (and what uvicorn adds for terminals); anything else was given as ``extra``."""
+
+_UNSAFE = re.compile("[\\x7f-\\x9f\\u2028\\u2029]")
+"""What JSON lets stand in a text, and some readers and terminals take for the end of a line or for a command."""
 
 
 class Handshakes(logging.Filter):
@@ -64,7 +68,12 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(fields, default=str).decode()
+        line = orjson.dumps(fields, default=str).decode()
+        return line if line.isprintable() else _UNSAFE.sub(_escaped, line)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
 
 
 def extra_fields(record: logging.LogRecord) -> dict[str, object]:

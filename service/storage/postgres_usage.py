@@ -1,7 +1,7 @@
 """Where records go for good: a table in PostgreSQL, 13 or newer."""
 
 import importlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -10,6 +10,7 @@ import msgspec
 from pydantic import SecretStr
 
 from service.domain.usage_columns import columns_of
+from service.domain.usage_page import Page, SetAside, Taken
 from service.domain.usage_record import UsageRecord
 from service.errors import StoreUnavailable
 from service.storage.usage_json import record_as_json, record_of_json
@@ -56,11 +57,26 @@ CREATE TABLE IF NOT EXISTS llm_api_usage (
 CREATE INDEX IF NOT EXISTS llm_api_usage_ended_at ON llm_api_usage (ended_at);
 CREATE INDEX IF NOT EXISTS llm_api_usage_principal ON llm_api_usage (principal, ended_at);
 CREATE TABLE IF NOT EXISTS llm_api_usage_position (only_row boolean PRIMARY KEY DEFAULT true, position text NOT NULL);
+CREATE TABLE IF NOT EXISTS llm_api_usage_aside (
+    position text PRIMARY KEY,
+    set_aside_at timestamptz NOT NULL DEFAULT now(),
+    reason text NOT NULL,
+    record bytea NOT NULL
+);
 """
 """``record`` is the record as the ledger has it, each call included."""
 
-Page = Sequence[tuple[str, UsageRecord]]
-"""Records with their positions."""
+TABLES = ("llm_api_usage", "llm_api_usage_position", "llm_api_usage_aside")
+COLUMNS = (*columns_of(UsageRecord("", "", 0.0, "", "", "")), "record")
+INSERT = (
+    f"INSERT INTO llm_api_usage ({', '.join(COLUMNS)}) "  # noqa: S608 - our own names and numbers
+    f"VALUES ({', '.join(f'${number}' for number in range(1, len(COLUMNS) + 1))}) ON CONFLICT (id) DO NOTHING"
+)
+"""The columns by their names: a table may have got more of them since."""
+
+
+class UnwritableError(Exception):
+    """A record has a time or a number that has no place in a column."""
 
 
 class PostgresUsage:
@@ -86,30 +102,62 @@ class PostgresUsage:
             if self._pool is not None:
                 await self._pool.close()
 
-    async def drain(self, read: Callable[[str], Awaitable[Page]]) -> int:
-        """Take the page that follows what is there, if no other process does just now; return how many were taken.
+    async def drain(self, read: Callable[[str], Awaitable[Page]]) -> Taken:
+        """Take the page that follows what is there, if no other process does just now.
 
         The position among the records is kept in the same transaction, so that none is lost and none taken twice.
         """
         async with self._connection() as connection, connection.transaction():
             if not await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", LOCK):
-                return 0
+                return Taken()
             after = await connection.fetchval("SELECT position FROM llm_api_usage_position")
             page = await read(after or "0-0")
             if not page:
-                return 0
-            rows = [(*columns_of(record).values(), record_as_json(record).decode()) for _, record in page]
-            places = ", ".join(f"${number}" for number in range(1, len(rows[0]) + 1))
-            await connection.executemany(
-                f"INSERT INTO llm_api_usage VALUES ({places}) ON CONFLICT (id) DO NOTHING",  # noqa: S608 - numbers
-                rows,
-            )
+                return Taken()
+            aside = await self._insert(connection, page)
             await connection.execute(
                 "INSERT INTO llm_api_usage_position (position) VALUES ($1) "
                 "ON CONFLICT (only_row) DO UPDATE SET position = excluded.position",
                 page[-1][0],
             )
-            return len(page)
+            return Taken(len(page), aside)
+
+    async def _insert(self, connection: Any, page: Page) -> tuple[SetAside, ...]:
+        """Insert all; where the database refuses that, one by one, and set aside what it refuses by itself."""
+        try:
+            async with connection.transaction():
+                await connection.executemany(INSERT, [_row(record) for _, record in page])
+        except self._refusals:
+            found = [await self._insert_one(connection, position, record) for position, record in page]
+            return tuple(one for one in found if one is not None)
+        return ()
+
+    async def _insert_one(self, connection: Any, position: str, record: UsageRecord) -> SetAside | None:
+        try:
+            async with connection.transaction():
+                await connection.execute(INSERT, *_row(record))
+        except self._refusals as error:
+            reason = type(error).__name__
+            await connection.execute(
+                "INSERT INTO llm_api_usage_aside (position, reason, record) VALUES ($1, $2, $3) "
+                "ON CONFLICT (position) DO NOTHING",
+                position,
+                reason,
+                record_as_json(record),
+            )
+            return SetAside(position, reason)
+        return None
+
+    @property
+    def _refusals(self) -> tuple[type[Exception], ...]:
+        """What is the fault of a record, so that the next attempt would bring it again."""
+        library = self._asyncpg
+        return (
+            library.DataError,
+            library.IntegrityConstraintViolationError,
+            library.ProgramLimitExceededError,
+            UnwritableError,
+        )
 
     async def read(self, since: float, until: float) -> AsyncIterator[UsageRecord]:
         """See :class:`service.engine.usage_report.UsageSource`."""
@@ -134,8 +182,12 @@ class PostgresUsage:
                     timeout=TIMEOUT_S,
                     command_timeout=TIMEOUT_S,
                 )
-                async with pool.acquire() as connection:
-                    await connection.execute(SCHEMA)
+                try:
+                    async with pool.acquire() as connection:
+                        await _make_tables(connection)
+                except BaseException:
+                    pool.terminate()
+                    raise
                 self._pool = pool
             async with self._pool.acquire(timeout=TIMEOUT_S) as connection:
                 yield connection
@@ -143,3 +195,18 @@ class PostgresUsage:
             raise StoreUnavailable(f"PostgreSQL did not take or give records ({type(error).__name__})") from error
         except msgspec.DecodeError as error:
             raise StoreUnavailable("PostgreSQL holds a record that this version cannot read") from error
+
+
+async def _make_tables(connection: Any) -> None:
+    """Make what is missing. A role that may make none is not asked to where all are there."""
+    for table in TABLES:
+        if await connection.fetchval("SELECT to_regclass($1)", table) is None:
+            await connection.execute(SCHEMA)
+            return
+
+
+def _row(record: UsageRecord) -> tuple[Any, ...]:
+    try:
+        return (*columns_of(record).values(), record_as_json(record).decode())
+    except (OverflowError, ValueError, OSError) as error:
+        raise UnwritableError from error

@@ -2,7 +2,7 @@
 
 import fcntl
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -10,11 +10,13 @@ from pathlib import Path
 import orjson
 
 from service.domain.usage_columns import columns_of
-from service.domain.usage_record import UsageRecord
+from service.domain.usage_page import Page, Taken
 from service.errors import StoreUnavailable
 
 TAIL_BYTES = 1 << 16
-"""More than a line has."""
+"""What is read of a file's end at first; more where no whole line is in it."""
+POSITION = ".position"
+START = "0-0"
 
 
 class UsageFiles:
@@ -25,24 +27,26 @@ class UsageFiles:
         self._lock: int | None = None
         self._after: str | None = None
 
-    async def drain(self, read: Callable[[str], Awaitable[Sequence[tuple[str, UsageRecord]]]]) -> int:
-        """Append the page that follows what is there; return how many records were taken. Raises ``StoreUnavailable``.
+    async def drain(self, read: Callable[[str], Awaitable[Page]]) -> Taken:
+        """Append the page that follows what is there. Raises ``StoreUnavailable``.
 
         The last whole line says where to go on, so none is lost and none written twice, whenever the process dies.
+        Where the files were taken away since, a file of its own says it.
         """
         try:
             if not self._is_ours():
-                return 0
+                return Taken()
             if self._after is None:
                 self._after = self._last_position()
             page = await read(self._after)
             if page:
                 self._append(page)
                 self._after = page[-1][0]
+                self._note(self._after)
         except OSError as error:
             self._after = None  # a part of a line may stand there
             raise StoreUnavailable(f"the files of usage cannot be written ({type(error).__name__})") from error
-        return len(page)
+        return Taken(len(page))
 
     def close(self) -> None:
         """Let another process write."""
@@ -63,21 +67,29 @@ class UsageFiles:
         return True
 
     def _last_position(self) -> str:
-        """Return the position of the newest whole line; cut off what was begun behind it."""
+        """Return the position of the newest record; cut off what was begun behind it."""
+        found = [self._noted()]
         for path in sorted(self._folder.glob("usage-*.jsonl"), reverse=True):
-            with path.open("r+b") as file:
-                size = file.seek(0, os.SEEK_END)
-                start = max(0, size - TAIL_BYTES)
-                file.seek(start)
-                tail = file.read()
-                whole = tail[: tail.rfind(b"\n") + 1]
-                file.truncate(start + len(whole))
-            if whole:
-                position: str = orjson.loads(whole.splitlines()[-1])["position"]
-                return position
-        return "0-0"
+            position = _position_at_end(path)
+            if position is not None:
+                found.append(position)
+                break
+        return max(found, key=_order)
 
-    def _append(self, page: Sequence[tuple[str, UsageRecord]]) -> None:
+    def _noted(self) -> str:
+        try:
+            position = (self._folder / POSITION).read_text("ascii")
+            _order(position)
+        except (FileNotFoundError, ValueError):
+            return START
+        return position
+
+    def _note(self, position: str) -> None:
+        new = self._folder / f"{POSITION}.new"
+        new.write_text(position, "ascii")
+        new.replace(self._folder / POSITION)
+
+    def _append(self, page: Page) -> None:
         path = self._folder / f"usage-{datetime.now(UTC):%Y-%m-%d}.jsonl"
         lines = b"".join(
             orjson.dumps({**columns_of(record), "position": position}, default=_plain) + b"\n"
@@ -90,6 +102,40 @@ class UsageFiles:
             os.fsync(file)
         finally:
             os.close(file)
+
+
+def _position_at_end(path: Path) -> str | None:
+    """Return the position that the last readable line of a file has, if any; cut off a line that was not finished."""
+    with path.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        length = TAIL_BYTES
+        while True:
+            start = max(0, size - length)
+            file.seek(start)
+            tail = file.read(size - start)
+            whole = tail[: tail.rfind(b"\n") + 1]
+            position = _last_of(whole if start == 0 else whole.partition(b"\n")[2])
+            if position is not None or start == 0:
+                file.truncate(start + len(whole))
+                return position
+            length *= 2
+
+
+def _last_of(lines: bytes) -> str | None:
+    for line in reversed(lines.splitlines()):
+        try:
+            position: str = orjson.loads(line)["position"]
+            _order(position)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue
+        return position
+    return None
+
+
+def _order(position: str) -> tuple[int, int]:
+    """Return what positions are compared by; raise ``ValueError`` for what is none."""
+    milliseconds, number = position.split("-")
+    return int(milliseconds), int(number)
 
 
 def _plain(value: object) -> str:

@@ -495,6 +495,12 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemin",
         )
+        self.usage_set_aside = Counter(
+            "llm_api_usage_set_aside_total",
+            "Records of usage that a sink (postgres or files) could not keep with the others, and keeps apart.",
+            ["sink"],
+            registry=registry,
+        )
         self.ledger_adopted = Counter(
             "llm_api_ledger_adopted_total",
             "Records that were written for processes that died.",

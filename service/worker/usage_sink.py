@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Protocol
 
+from service.domain.usage_page import Page, Taken
 from service.domain.usage_record import UsageRecord
 from service.errors import StoreUnavailable
 from service.telemetry.metrics import Metrics
@@ -16,14 +17,12 @@ EVERY_S = 1.0
 AWAY_S = 5.0
 PAGE = 500
 
-Page = Sequence[tuple[str, UsageRecord]]
-
 
 class Sink(Protocol):
     """Takes records in their order, from where it stopped."""
 
-    async def drain(self, read: Callable[[str], Awaitable[Page]]) -> int:
-        """Take the page behind what it has; return how many records that were. Raises ``StoreUnavailable``."""
+    async def drain(self, read: Callable[[str], Awaitable[Page]]) -> Taken:
+        """Take the page behind what it has. Raises ``StoreUnavailable``."""
         ...
 
 
@@ -60,7 +59,9 @@ class UsageDrain:
         while True:
             pause_s = self._every_s
             try:
-                if await self._sink.drain(self._page) == PAGE:
+                taken = await self._sink.drain(self._page)
+                self._tell(taken)
+                if taken.count == PAGE:
                     pause_s = 0.0
                 is_away = False
             except StoreUnavailable as error:
@@ -75,6 +76,14 @@ class UsageDrain:
                 pause_s = AWAY_S
             self._metrics.usage_drain_ok.labels(self._name).set(0 if is_away else 1)
             await asyncio.sleep(pause_s)
+
+    def _tell(self, taken: Taken) -> None:
+        for one in taken.set_aside:
+            logger.error(
+                "a record of usage could not be kept with the others, and is set aside",
+                extra={"sink": self._name, "position": one.position, "reason": one.reason},
+            )
+            self._metrics.usage_set_aside.labels(self._name).inc()
 
     async def _page(self, after: str) -> Page:
         page: list[tuple[str, UsageRecord]] = []

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -49,6 +50,7 @@ async def test_usage_is_summed_up_with_its_cost(api: FakeApp) -> None:
     [all_of_it] = await usage(api)
     assert all_of_it["requests"] == 2
     assert all_of_it["cost_nano_usd"] == 1_000 * all_of_it["input_tokens"] + 2_000 * all_of_it["output_tokens"] > 0
+    assert all_of_it["cost_usd"] == f"{Decimal(all_of_it['cost_nano_usd']) / 10**9:f}"
     assert {row["user"]: row["requests"] for row in await usage(api, by="user")} == {"u1": 1, "u2": 1}
     [row] = await usage(api, by=["model", "provider"])
     assert (row["model"], row["provider"]) == ("gpt-4o", "fake")

@@ -15,6 +15,7 @@ from service.domain.usage_record import CallRecord, UsageRecord
 from service.errors import StoreUnavailable
 from service.storage.postgres_usage import PostgresUsage
 from service.storage.usage_files import UsageFiles
+from service.storage.usage_json import record_as_json
 from tests.support.postgres import running_postgres
 from tests.support.usage_records import record
 
@@ -30,7 +31,7 @@ def postgres_url() -> Iterator[str]:
 @pytest.fixture
 async def sink(postgres_url: str) -> AsyncIterator[PostgresUsage]:
     connection = await asyncpg.connect(postgres_url)
-    await connection.execute("DROP TABLE IF EXISTS llm_api_usage, llm_api_usage_position")
+    await connection.execute("DROP TABLE IF EXISTS llm_api_usage, llm_api_usage_position, llm_api_usage_aside")
     await connection.close()
     async with PostgresUsage(SecretStr(postgres_url)).opened() as made:
         yield made
@@ -58,7 +59,7 @@ async def stored(sink: PostgresUsage) -> list[UsageRecord]:
 
 async def test_all_records_come_into_the_table_once(sink: PostgresUsage) -> None:
     log = Log(25)
-    assert [await sink.drain(log.read) for _ in range(4)] == [10, 10, 5, 0]
+    assert [(await sink.drain(log.read)).count for _ in range(4)] == [10, 10, 5, 0]
     assert await stored(sink) == log.records
 
 
@@ -71,8 +72,33 @@ async def test_a_page_that_failed_is_taken_again(sink: PostgresUsage) -> None:
 
     with pytest.raises(StoreUnavailable):
         await sink.drain(broken)
-    assert await sink.drain(log.read) == 5
+    assert (await sink.drain(log.read)).count == 5
     assert await stored(sink) == log.records
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        record("bad", model="m\x00"),
+        record("bad", calls=(CallRecord("x", "sim", "up", "ok", Usage(2**63, 0), 0),)),
+        record("bad", ended_at=1e18),
+    ],
+    ids=["text", "tokens", "time"],
+)
+async def test_a_record_that_the_database_refuses_is_set_aside_and_stops_no_other(
+    sink: PostgresUsage, postgres_url: str, bad: UsageRecord
+) -> None:
+    log = Log(5)
+    log.entries[2] = ("3-0", bad)
+    taken = await sink.drain(log.read)
+    assert taken.count == 5
+    assert [one.position for one in taken.set_aside] == ["3-0"]
+    assert (await sink.drain(log.read)).count == 0
+    assert await stored(sink) == [*log.records[:2], *log.records[3:]]
+    connection = await asyncpg.connect(postgres_url)
+    (row,) = await connection.fetch("SELECT * FROM llm_api_usage_aside")
+    await connection.close()
+    assert (row["position"], row["record"]) == ("3-0", record_as_json(bad))
 
 
 async def test_one_process_at_a_time_drains(sink: PostgresUsage, postgres_url: str) -> None:
@@ -88,10 +114,10 @@ async def test_one_process_at_a_time_drains(sink: PostgresUsage, postgres_url: s
         await other.drain(Log(0).read)
         first = asyncio.create_task(sink.drain(slow))
         await begun.wait()
-        assert await other.drain(log.read) == 0
+        assert (await other.drain(log.read)).count == 0
         go_on.set()
-        assert await first == 10
-        assert await other.drain(log.read) == 10
+        assert (await first).count == 10
+        assert (await other.drain(log.read)).count == 10
     assert await stored(sink) == log.records[:20]
 
 
@@ -114,6 +140,45 @@ async def test_the_table_is_what_finance_asks(sink: PostgresUsage, postgres_url:
     assert json.loads(row["record"])["calls"][0]["id"] == "x-1"
 
 
+async def test_a_role_that_may_make_no_tables_leaves_no_connection_behind(postgres_url: str) -> None:
+    owner = await asyncpg.connect(postgres_url)
+    await owner.execute(
+        "DROP TABLE IF EXISTS llm_api_usage, llm_api_usage_position, llm_api_usage_aside; "
+        "DROP ROLE IF EXISTS writer; CREATE ROLE writer LOGIN"
+    )
+    count = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'writer'"
+    try:
+        async with PostgresUsage(SecretStr(as_role(postgres_url, "writer"))).opened() as sink:
+            for _ in range(3):
+                with pytest.raises(StoreUnavailable, match="InsufficientPrivilege"):
+                    await sink.drain(Log(1).read)
+            async with asyncio.timeout(20):
+                while await owner.fetchval(count):  # noqa: ASYNC110 - a server tells nobody that it closed one
+                    await asyncio.sleep(0.05)
+    finally:
+        await owner.close()
+
+
+async def test_a_role_that_may_make_no_tables_writes_into_those_that_are_there(
+    sink: PostgresUsage, postgres_url: str
+) -> None:
+    await sink.drain(Log(0).read)
+    owner = await asyncpg.connect(postgres_url)
+    await owner.execute("DROP ROLE IF EXISTS filler; CREATE ROLE filler LOGIN")
+    await owner.execute("GRANT SELECT, INSERT ON llm_api_usage, llm_api_usage_aside TO filler")
+    await owner.execute("GRANT SELECT, INSERT, UPDATE ON llm_api_usage_position TO filler")
+    try:
+        async with PostgresUsage(SecretStr(as_role(postgres_url, "filler"))).opened() as other:
+            assert [(await other.drain(Log(15).read)).count for _ in range(3)] == [10, 5, 0]
+    finally:
+        await owner.execute("DROP OWNED BY filler")
+        await owner.close()
+
+
+def as_role(url: str, role: str) -> str:
+    return url.replace("://postgres:", f"://{role}:").replace("://postgres@", f"://{role}@")
+
+
 async def test_a_database_that_is_away_is_said_to_be() -> None:
     async with PostgresUsage(SecretStr("postgresql://nobody@127.0.0.1:1/none")).opened() as sink:
         with pytest.raises(StoreUnavailable, match="PostgreSQL"):
@@ -122,19 +187,24 @@ async def test_a_database_that_is_away_is_said_to_be() -> None:
 
 def lines(folder: Path) -> list[dict[str, object]]:
     paths = sorted(folder.glob("usage-*.jsonl"))
-    return [json.loads(line) for path in paths for line in path.read_bytes().splitlines()]
+    return [json.loads(line) for path in paths for line in path.read_bytes().splitlines() if line[:1] == b"{"]
 
 
-def break_off(folder: Path) -> None:
-    """Leave what a process leaves that dies while it writes."""
+def break_off(folder: Path, rest: bytes = b'{"id":"half') -> None:
+    """Leave what a process leaves that dies while it writes, or a machine that loses power."""
     with next(folder.glob("usage-*.jsonl")).open("ab") as file:
-        file.write(b'{"id":"half')
+        file.write(rest)
+
+
+def move_away(folder: Path) -> None:
+    for path in folder.glob("usage-*.jsonl"):
+        path.unlink()
 
 
 async def test_files_hold_each_record_once(tmp_path: Path) -> None:
     log = Log(25)
     files = UsageFiles(tmp_path)
-    while await files.drain(log.read):
+    while (await files.drain(log.read)).count:
         pass
     assert [line["id"] for line in lines(tmp_path)] == [one.id for one in log.records]
     assert lines(tmp_path)[0]["cost_usd"] == "0.000000011"
@@ -147,7 +217,7 @@ async def test_files_go_on_behind_the_last_whole_line(tmp_path: Path) -> None:
     first.close()
     break_off(tmp_path)
     second = UsageFiles(tmp_path)
-    while await second.drain(log.read):
+    while (await second.drain(log.read)).count:
         pass
     assert [line["id"] for line in lines(tmp_path)] == [one.id for one in log.records]
 
@@ -155,8 +225,50 @@ async def test_files_go_on_behind_the_last_whole_line(tmp_path: Path) -> None:
 async def test_one_process_at_a_time_writes_files(tmp_path: Path) -> None:
     log = Log(5)
     first, second = UsageFiles(tmp_path), UsageFiles(tmp_path)
-    assert await first.drain(log.read) == 5
-    assert await second.drain(log.read) == 0
+    assert (await first.drain(log.read)).count == 5
+    assert (await second.drain(log.read)).count == 0
     first.close()
-    assert await second.drain(log.read) == 0
+    assert (await second.drain(log.read)).count == 0
     assert len(lines(tmp_path)) == 5
+
+
+def written(folder: Path) -> list[object]:
+    return [line["id"] for line in lines(folder)]
+
+
+async def drained(folder: Path, log: Log) -> None:
+    """Write all, as a process that starts does."""
+    files = UsageFiles(folder)
+    while (await files.drain(log.read)).count:
+        pass
+    files.close()
+
+
+async def test_files_go_on_behind_a_line_of_any_length(tmp_path: Path) -> None:
+    log = Log(5)
+    log.entries[-1] = ("5-0", record(finish_reason=100_000 * "x"))
+    await drained(tmp_path, log)
+    log.entries.append(("6-0", record()))
+    await drained(tmp_path, log)
+    assert written(tmp_path) == [one.id for one in log.records]
+
+
+async def test_files_go_on_behind_a_line_that_cannot_be_read(tmp_path: Path) -> None:
+    log = Log(5)
+    await drained(tmp_path, log)
+    (tmp_path / ".position").unlink(missing_ok=True)
+    break_off(tmp_path, b"\0\0\0\n")
+    log.entries.append(("6-0", record()))
+    await drained(tmp_path, log)
+    (tmp_path / ".position").write_bytes(b"\0\0")  # and where this one cannot be read either
+    await drained(tmp_path, log)
+    assert written(tmp_path) == [one.id for one in log.records]
+
+
+async def test_files_that_were_moved_away_are_not_written_again(tmp_path: Path) -> None:
+    log = Log(5)
+    await drained(tmp_path, log)
+    move_away(tmp_path)
+    log.entries.append(("6-0", record()))
+    await drained(tmp_path, log)
+    assert written(tmp_path) == [log.records[-1].id]

@@ -246,9 +246,10 @@ def test_plain_answer_keeps_the_order_of_its_choices() -> None:
     assert answer.raw is raw
 
 
-def test_negative_token_count_breaks_the_schema() -> None:
-    raw = b'{"choices":[{"message":{},"finish_reason":"stop"}],"usage":{"prompt_tokens":-1}}'
-    with pytest.raises(SchemaError, match="negative"):
+@pytest.mark.parametrize(("count", "wrong"), [(-1, "negative"), (10**9 + 1, "more than 1000000000")])
+def test_token_count_that_cannot_be_breaks_the_schema(count: int, wrong: str) -> None:
+    raw = b'{"choices":[{"message":{},"finish_reason":"stop"}],"usage":{"prompt_tokens":%d}}' % count
+    with pytest.raises(SchemaError, match=wrong):
         completion_of(decode_completion(raw), raw, upstream_model="up", input_bytes=0)
 
 

@@ -58,3 +58,11 @@ def test_lines_with_a_handshakes_query_are_dropped(outcome: str) -> None:
     assert HANDSHAKE_LINE in line
     assert line in inspect.getsource(websockets_sansio_impl), "uvicorn says it in other words now"
     assert not Handshakes().filter(record(line, "127.0.0.1:1", "/ws?ticket=secret"))
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85", "\x9b", "\x7f", "\n"])
+def test_no_text_ends_a_line_or_moves_a_cursor(character: str) -> None:
+    text = f"a{character}b"
+    line = JsonFormatter().format(record(f"{text}%s", "x", user=text))
+    assert line.isprintable()
+    assert json.loads(line)["user"] == text

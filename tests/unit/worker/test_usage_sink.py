@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 from prometheus_client import CollectorRegistry
 
+from service.domain.usage_page import Page, SetAside, Taken
 from service.domain.usage_record import UsageRecord
 from service.errors import StoreUnavailable
 from service.telemetry.metrics import Metrics
-from service.worker.usage_sink import Page, UsageDrain
+from service.worker.usage_sink import UsageDrain
 
 
 class Empty:
@@ -27,12 +28,12 @@ class Failing:
         self.error = error
         self.asked = asyncio.Event()
 
-    async def drain(self, read: Callable[[str], Awaitable[Page]]) -> int:
+    async def drain(self, read: Callable[[str], Awaitable[Page]]) -> Taken:
         del read
         self.asked.set()
         if self.error is not None:
             raise self.error
-        return 0
+        return Taken(2, (SetAside("1-0", "DataError"),))
 
 
 @pytest.mark.parametrize(
@@ -45,3 +46,14 @@ async def test_a_drain_that_fails_says_so_whatever_the_reason(error: Exception |
         await sink.asked.wait()
         await asyncio.sleep(0)
     assert metrics.registry.get_sample_value("llm_api_usage_drain_ok", {"sink": "files"}) == ok
+
+
+async def test_what_is_set_aside_is_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    metrics = Metrics(CollectorRegistry())
+    sink = Failing(None)
+    async with UsageDrain(log=Empty(), sink=sink, name="files", metrics=metrics).running():
+        await sink.asked.wait()
+        await asyncio.sleep(0)
+    assert metrics.registry.get_sample_value("llm_api_usage_set_aside_total", {"sink": "files"}) == 1
+    (line,) = [line for line in caplog.records if "set aside" in line.message]
+    assert (vars(line)["position"], vars(line)["reason"]) == ("1-0", "DataError")
