@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from service.api.deps import CONTEXT
-from service.api.disconnect import ClientDisconnected, departure
+from service.api.disconnect import CONNECTION, ClientDisconnected, Connection, departure
 from service.api.errors import render_error
 from service.api.outcome import CLIENT_LEFT, FAULT, HAS_BEGUN, OUTCOME, family_of, fault_of
 from service.api.paths import route_path
@@ -205,6 +205,7 @@ class IntakeMiddleware:
         if length is not None and length.isdigit() and int(length) > limit:
             await _refuse(_too_large(limit), scope, receive, send)
             return
+        connection: Connection | None = scope.get(CONNECTION)
         received = 0
         is_complete = False
 
@@ -212,7 +213,10 @@ class IntakeMiddleware:
             nonlocal received, is_complete
             if is_complete:
                 return await receive()
-            message = await _before_timeout(receive, drain)
+            if connection is not None and connection.has_body:
+                message = await receive()
+            else:
+                message = await _before_timeout(receive, drain)
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
                 if received > limit:

@@ -87,7 +87,7 @@ class EventStreamResponse(Response, Generic[T]):
         wire = Wire(send, self.raw_headers, resources.settings.streams, preface=self._preface)
         try:
             async with cancelled_on_disconnect(
-                receive, None if self._ends_itself else resources.drain
+                scope, receive, None if self._ends_itself else resources.drain
             ) as stop_listening:
                 await self._pass_on(wire, stop_listening, resources.metrics, scope)
             if scope.get(SLOW_CLIENT):

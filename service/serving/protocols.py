@@ -3,8 +3,10 @@
 import asyncio
 import socket
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from socket import AF_INET, AF_INET6, IPPROTO_TCP
 from typing import ClassVar
+from weakref import ref
 
 from typing_extensions import override
 from uvicorn._types import ASGI3Application, ASGISendEvent
@@ -17,6 +19,9 @@ WRITE_TIMEOUT_S = 30.0
 read: that is no slow network but a client that has stopped reading, and holds an upstream call."""
 SLOW_CLIENT = "llm_api.slow_client"
 """What is true in the scope of a connection that was ended for that; ``service.api.disconnect`` reads it."""
+
+CONNECTION = "llm_api.connection"
+"""Where the scope of a request has its :class:`Connection`; ``service.api.disconnect`` asks it."""
 
 MAX_PIPELINED = 16
 """Requests that may wait for the one before them, before we stop reading. No client in use sends more than a few."""
@@ -73,6 +78,47 @@ class _BoundedWrites(asyncio.Protocol, ABC):
         """Say in the scope of whatever is being answered why its client is taken to have left."""
 
 
+class Connection:
+    """What one request may ask of the connection that it came on, without a task that waits for an answer.
+
+    It stands in the scope, which uvicorn's object of the request holds: were that held here, only the garbage collector
+    could free the two.
+    """
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = ref(cycle)
+        self._listeners: list[Callable[[], object]] = []
+
+    @property
+    def has_body(self) -> bool:
+        """Whether all of the request's body has come, so that reading it waits for nothing."""
+        cycle = self._cycle()
+        return cycle is None or not cycle.more_body
+
+    def on_departure(self, listener: Callable[[], object]) -> Callable[[], object]:
+        """Call ``listener`` when the client leaves before its answer is complete; at once if it has.
+
+        Calling what is returned ends that.
+        """
+        cycle = self._cycle()
+        if cycle is None or cycle.disconnected:
+            listener()
+            return _nothing
+        # A long body has stopped the reading, and a transport that is not read does not tell that its peer is gone.
+        cycle.flow.resume_reading()
+        self._listeners.append(listener)
+        return self._listeners.clear
+
+    def left(self) -> None:
+        """Tell who listens."""
+        for listener in tuple(self._listeners):
+            listener()
+
+
+def _nothing() -> None:
+    """End what never began."""
+
+
 class HttpProtocol(_BoundedWrites, HttpToolsProtocol):
     """uvicorn's, which notices a departure only for the newest request of a connection, and not while one is queued.
 
@@ -81,6 +127,8 @@ class HttpProtocol(_BoundedWrites, HttpToolsProtocol):
     """
 
     _answered: RequestResponseCycle | None = None
+    _connection: Connection | None = None
+    """Of the request that is answered."""
 
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
@@ -99,6 +147,8 @@ class HttpProtocol(_BoundedWrites, HttpToolsProtocol):
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
             cycle.message_event.set()
+            if self._connection is not None:
+                self._connection.left()
 
     @override
     def on_headers_complete(self) -> None:
@@ -120,6 +170,8 @@ class HttpProtocol(_BoundedWrites, HttpToolsProtocol):
     @override
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._answered = cycle
+        self._connection = Connection(cycle)
+        cycle.scope[CONNECTION] = self._connection  # type: ignore[literal-required] # servers may add keys
         super()._start_asgi_task(cycle, app)
 
     @override
