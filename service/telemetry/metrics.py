@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Literal, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Gauge
 
 from service import __version__
 from service.domain.generation import Usage
@@ -14,6 +14,7 @@ from service.domain.job import JobStatus, QueueDepth
 from service.domain.limits import NANO
 from service.domain.principal import Priority
 from service.errors import Fault, InternalError, InvalidRequest, UpstreamError, error_classes
+from service.telemetry.labelled import Counter, Histogram
 
 LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
 """Seconds. Streams outlive the usual 10 s, and each objective we may set has to be a boundary."""
