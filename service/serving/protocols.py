@@ -5,7 +5,7 @@ import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from socket import AF_INET, AF_INET6, IPPROTO_TCP
-from typing import ClassVar
+from typing import ClassVar, cast
 from weakref import ref
 
 from typing_extensions import override
@@ -13,6 +13,8 @@ from uvicorn._types import ASGI3Application, ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from service.serving.joined_writes import JoinedWrites
 
 WRITE_TIMEOUT_S = 30.0
 """Seconds for which writing may be stuck. The kernel's buffer and 64 KiB of ours are full by then, and not 48 KiB were
@@ -132,7 +134,7 @@ class HttpProtocol(_BoundedWrites, HttpToolsProtocol):
 
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
-        super().connection_made(transport)
+        super().connection_made(cast("asyncio.Transport", JoinedWrites(transport, self.loop)))
         connection = transport.get_extra_info("socket")
         if _NOTSENT_LOWAT is not None and connection is not None and connection.family in (AF_INET, AF_INET6):
             connection.setsockopt(IPPROTO_TCP, _NOTSENT_LOWAT, UNSENT_BYTES)
