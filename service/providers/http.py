@@ -1,12 +1,11 @@
-"""How providers are reached over HTTP: the connection pool, bounded reads, timeouts, and what a failure of them means.
+"""How providers are reached over HTTP: what goes up, bounded reads, timeouts, and what a failure of them means.
 
-What the bytes say is the business of the modules for each dialect.
+Connections are the business of ``http_pool``, ``dial`` and ``http1``; what the bytes say, of the modules for each
+dialect.
 """
 
 import asyncio
-import io
 import math
-import socket
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -15,11 +14,9 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
-import aiohttp
 import orjson
-from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from service.config import TimeoutSettings
@@ -39,6 +36,9 @@ from service.errors import (
 )
 from service.providers.allowance import Mark, Reader
 from service.providers.base import ProviderKey
+from service.providers.dial import ConnectFailedError, Dialer, Origin, proxy_headers
+from service.providers.http1 import Connection, ConnectionLostError, NotHttpError, request_head
+from service.providers.http_pool import HttpPool
 from service.providers.keys import KeyRing
 from service.telemetry.outgoing import Outgoing
 
@@ -46,19 +46,8 @@ MAX_ANSWER_BYTES = 32 * 1024 * 1024
 """Of a plain answer; 2,048 vectors of 1,536 numbers as text take about 30 MiB."""
 MAX_ERROR_BYTES = 64 * 1024
 """Of an error's body; the rest is not read."""
-KEEPALIVE_S = 75.0
-"""How long an idle connection is kept; the vendors' front ends close theirs after 60 s and more."""
-RECEIVE_BYTES = 262_144
-"""What the kernel keeps of an answer that we do not read, since our own client does not. Left alone it grows to
-megabytes, all of them paid for. It bounds one connection to 2.5 MB a second over 100 ms: far above what a model
-writes."""
 SETTLE_S = 3.0
 """How long a stream that has finished may take for its usage figures and its end marker."""
-MAX_STALE_CONNECTIONS = 3
-"""How many connections from the pool may turn out closed before a call fails."""
-LINGER_S = 1.0
-"""How long the end of the body may take after the end marker, so that the connection goes back to the pool."""
-
 ERROR_BODY_S = 2.0
 """How long the body of an error may take: its status alone says enough."""
 NO_HEADERS: Mapping[str, str] = {}
@@ -76,12 +65,11 @@ _REFUSALS: Mapping[int, Refused] = {
 """A 403 and a 404 are about what was asked for as often as about who asks, and a caller may choose the model's name:
 they must not take a key away from all other models."""
 
+_HEADERS: Mapping[str, str] = {"Accept-Encoding": "gzip"}
 _STREAM_HEADERS: Mapping[str, str] = {"Accept-Encoding": "identity"}
 """A compressor between us would hold events back to fill its block."""
-_FAILURES = (TimeoutError, aiohttp.ClientError, OSError, HttpProcessingError)
-"""What the client library raises."""
-_LARGE_BODY_BYTES = 1024 * 1024
-"""From this size on aiohttp asks for a file object, which it sends in pieces."""
+_FAILURES = (TimeoutError, ConnectFailedError, ConnectionLostError, NotHttpError)
+"""What a connection raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,22 +208,11 @@ async def open_upstream(
 
     The pool has no limits, cookies or timeouts: admission and deadlines are decided elsewhere.
     """
-    connector = (
-        aiohttp.TCPConnector(limit=0, socket_factory=_bounded_socket, keepalive_timeout=KEEPALIVE_S)
-        if keep_alive
-        else aiohttp.TCPConnector(limit=0, socket_factory=_bounded_socket, force_close=True)
-    )
-    async with aiohttp.ClientSession(
-        connector=connector,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(total=None),
-        auto_decompress=True,
-        # The environment is read once, by proxy_for, instead of for each request.
-        trust_env=False,
-    ) as session:
-        upstream = HttpUpstream(
+    pool = HttpPool(dial=Dialer(connect_s=timeouts_s.connect), keep_alive=keep_alive)
+    try:
+        yield HttpUpstream(
             provider=provider,
-            session=session,
+            pool=pool,
             timeouts_s=timeouts_s,
             keys=keys,
             headers=headers,
@@ -243,10 +220,27 @@ async def open_upstream(
             left=left,
             propagate_trace=propagate_trace,
         )
-        try:
-            yield upstream
-        finally:
-            upstream.close()
+    finally:
+        pool.close()
+
+
+class _Target(NamedTuple):
+    """What calls to one address have in common."""
+
+    origin: Origin
+    line: str
+    headers: Mapping[str, str]
+
+    @classmethod
+    def of(cls, url: URL) -> "_Target":
+        """Read the environment's proxies once for each address. Raises ``ValueError`` for what cannot be asked."""
+        origin = Origin.of(url, proxy_for(url))
+        headers = {"Host": url.host_port_subcomponent or ""}
+        path = url.raw_path_qs
+        if origin.proxy is not None and not origin.tls:  # RFC 9112 §3.2.2
+            path = str(url)
+            headers |= proxy_headers(origin.proxy)
+        return cls(origin, f"POST {path} HTTP/1.1", headers)
 
 
 class HttpUpstream:
@@ -259,7 +253,7 @@ class HttpUpstream:
         self,
         *,
         provider: str,
-        session: aiohttp.ClientSession,
+        pool: HttpPool,
         timeouts_s: TimeoutSettings,
         keys: KeyRing,
         headers: Callable[[ProviderKey], Mapping[str, str]],
@@ -275,33 +269,12 @@ class HttpUpstream:
         self.provider = provider
         self.timeouts_s = timeouts_s
         self.keys = keys
-        self._session = session
+        self._pool = pool
         self._headers = headers
         self._refused = refused
         self._left = left
         self._propagates = propagate_trace
-        self._connect = aiohttp.ClientTimeout(total=None, connect=timeouts_s.connect)
-        self._proxies: dict[URL, str | None] = {}
-        self._lingering: set[aiohttp.ClientResponse] = set()
-
-    def close(self) -> None:
-        """Give up the connections whose end of the body has not come yet."""
-        for response in self._lingering:
-            response.close()
-        self._lingering.clear()
-
-    def linger(self, response: aiohttp.ClientResponse) -> None:
-        """Let the end of a body come in the next moments, so that its connection goes back to the pool.
-
-        It is not waited for: the caller has all it wants.
-        """
-        self._lingering.add(response)
-        asyncio.get_running_loop().call_later(LINGER_S, self._close_unless_read, response)
-
-    def _close_unless_read(self, response: aiohttp.ClientResponse) -> None:
-        self._lingering.discard(response)
-        if not response.content.is_eof():
-            response.close()
+        self._targets: dict[URL, _Target] = {}
 
     async def post(self, ask: Ask, *, deadline: Deadline) -> bytes:
         """Return the body of a JSON answer to a call that has its key.
@@ -310,15 +283,13 @@ class HttpUpstream:
         """
         began = False
         try:
-            async with asyncio.timeout_at(deadline.at):
-                response = await self._send(ask)
-                try:
-                    await self._require(response, "json", ask)
-                    began = True
-                    return await self._read(response)
-                finally:
-                    if not response.content.is_eof():
-                        response.close()
+            exchange = await self._send(ask, _HEADERS, until=deadline.at)
+            try:
+                await self._require(exchange, "json", ask, until=deadline.at)
+                began = True
+                return await self._read(exchange, until=deadline.at)
+            finally:
+                exchange.leave()
         except _FAILURES as exc:
             raise (self.broken_off(exc) if began else self.failed(exc)) from exc
 
@@ -338,59 +309,58 @@ class HttpUpstream:
         """Prepare a stream; nothing is sent before it is entered."""
         return UpstreamStream(self, ask, decoder, deadline)
 
-    async def open_stream(self, ask: Ask, *, until: float) -> aiohttp.ClientResponse:
-        """Return a response with an event stream in its body, which the caller must close."""
+    async def open_stream(self, ask: Ask, *, until: float) -> "Exchange":
+        """Return an exchange with an event stream in its answer, which the caller must leave."""
         try:
-            async with asyncio.timeout_at(until):
-                response = await self._send(ask, _STREAM_HEADERS)
-                try:
-                    await self._require(response, "event-stream", ask)
-                except BaseException:
-                    response.close()
-                    raise
-                return response
+            exchange = await self._send(ask, _STREAM_HEADERS, until=until)
+            try:
+                await self._require(exchange, "event-stream", ask, until=until)
+            except BaseException:
+                exchange.leave()
+                raise
         except _FAILURES as exc:
             raise self.failed(exc) from exc
+        return exchange
 
-    async def _send(self, ask: Ask, more_headers: Mapping[str, str] = NO_HEADERS) -> aiohttp.ClientResponse:
-        """Send a request and wait for the head of its response, whatever its status."""
-        url = ask.url
+    async def _send(self, ask: Ask, more_headers: Mapping[str, str], *, until: float) -> "Exchange":
+        """Send a request and wait for the head of its answer, whatever its status.
+
+        It is sent once: from the first byte written it may have been read, and be paid for.
+        """
+        if ask.key is None:
+            raise AssertionError("a call has a key by now")
         try:
             body = orjson.dumps(ask.payload)
         except orjson.JSONEncodeError as exc:
             raise InvalidRequest("the request holds text or numbers that JSON cannot carry") from exc
-        if ask.key is None:
-            raise AssertionError("a call has a key by now")
         call = Outgoing.now()
-        headers = {**self._headers(ask.key), **ask.headers, **more_headers, **self._traced(call, url)}
-        if url not in self._proxies:
-            self._proxies[url] = proxy_for(url)
+        target, head = self._head(ask, {**more_headers, **self._traced(call, ask.url)}, len(body))
         mark = self.keys.mark(ask.key, ask.model)
-        for attempts_left in range(MAX_STALE_CONNECTIONS, -1, -1):
-            try:
-                response = await self._session.post(
-                    url,
-                    data=body if len(body) < _LARGE_BODY_BYTES else io.BytesIO(body),
-                    headers=headers,
-                    allow_redirects=False,
-                    timeout=self._connect,
-                    proxy=self._proxies[url],
-                )
-            except aiohttp.ClientOSError as exc:
-                # The server had closed an idle connection, and we learnt it while writing: it cannot have read a whole
-                # request from there. All other failures may have been paid for, and are not for this layer to repeat.
-                if attempts_left == 0 or not isinstance(exc.__cause__, aiohttp.ClientConnectionResetError):
-                    raise
-            except ValueError:
-                # Raised while the head is put together. Its text is left out: it may quote a header, and so the key.
-                raise UpstreamMisconfigured(
-                    "the request to the provider cannot be written: its key or address fits no HTTP head",
-                    provider=self.provider,
-                ) from None
-            else:
-                self._heard(response, mark, call)
-                return response
-        raise AssertionError("the last attempt returns or raises")
+        connection = self._pool.take(target.origin) or await self._pool.dial(target.origin, until)
+        exchange = Exchange(connection, self._pool, target.origin)
+        try:
+            connection.send(head, body)
+            await connection.head(until)
+        except BaseException:
+            exchange.leave()
+            raise
+        self._heard(connection, mark, call)
+        return exchange
+
+    def _head(self, ask: Ask, more_headers: Mapping[str, str], length: int) -> tuple[_Target, bytes]:
+        try:
+            target = self._targets.get(ask.url)
+            if target is None:
+                target = self._targets[ask.url] = _Target.of(ask.url)
+            key_headers = self._headers(ask.key) if ask.key is not None else NO_HEADERS
+            headers = {**target.headers, **key_headers, **ask.headers, **more_headers}
+            return target, request_head(target.line, headers, length)
+        except ValueError:
+            # Its text is left out: it may quote a header, and so the key.
+            raise UpstreamMisconfigured(
+                "the request to the provider cannot be written: its key, address or proxy fits no HTTP head",
+                provider=self.provider,
+            ) from None
 
     def _traced(self, call: Outgoing | None, url: URL) -> Mapping[str, str]:
         """Tell where a call goes, if that is told; return the headers that let the provider go on with the trace."""
@@ -399,7 +369,7 @@ class HttpUpstream:
         call.goes_to(url)
         return call.headers() if self._propagates else NO_HEADERS
 
-    def _heard(self, response: aiohttp.ClientResponse, mark: Mark | None, call: Outgoing | None) -> None:
+    def _heard(self, response: Connection, mark: Mark | None, call: Outgoing | None) -> None:
         """Take note of the head of a response."""
         if call is not None:
             call.answered(response.status)
@@ -407,30 +377,29 @@ class HttpUpstream:
             self.keys.hear(mark, left)
 
     def failed(self, exc: Exception) -> UpstreamError:
-        """Classify what the client library raised."""
+        """Classify what a connection raised."""
         if isinstance(exc, TimeoutError):
             return UpstreamTimeout("the provider did not answer in time", provider=self.provider)
-        if isinstance(exc, aiohttp.ClientResponseError | HttpProcessingError):
+        if isinstance(exc, NotHttpError):
             return UpstreamInvalid("the provider's response is not HTTP", provider=self.provider)
-        return UpstreamUnavailable(
-            f"the connection to the provider failed ({type(exc).__name__})", provider=self.provider
-        )
+        return UpstreamUnavailable(f"the connection to the provider failed ({exc})", provider=self.provider)
 
     def broken_off(self, exc: Exception) -> UpstreamError:
-        """Classify what the client library raised after the head of a success: the answer may have to be paid for."""
+        """Classify what a connection raised after the head of a success: the answer may have to be paid for."""
         if isinstance(exc, TimeoutError):
             return self.failed(exc)
-        return UpstreamInvalid(f"the provider's answer broke off ({type(exc).__name__})", provider=self.provider)
+        return UpstreamInvalid(f"the provider's answer broke off ({exc})", provider=self.provider)
 
-    async def _require(self, response: aiohttp.ClientResponse, subtype: str, ask: Ask) -> None:
+    async def _require(self, exchange: "Exchange", subtype: str, ask: Ask, *, until: float) -> None:
         """Raise unless the response is a success with a body of the kind that was asked for."""
-        found = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        response = exchange.connection
+        found = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         ok = 200 <= response.status < 300  # noqa: PLR2004 - RFC 9110 section 15.3
         if ok and found.partition("/")[2].rpartition("+")[2] == subtype:
             if ask.key is not None:
                 self.keys.accepted(ask.key)
             return
-        body = await self._read_some(response)
+        body = await self._read_some(response, until=until)
         error = self.noted(self._refused(response.status, response.headers, body), ask.key, ask.model)
         if ok and isinstance(error, UpstreamInvalid):
             raise UpstreamInvalid(
@@ -440,10 +409,10 @@ class HttpUpstream:
             )
         raise error
 
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _read(self, exchange: "Exchange", *, until: float) -> bytes:
         pieces: list[bytes] = []
         size = 0
-        while piece := await response.content.readany():
+        while piece := await exchange.connection.read(until):
             pieces.append(piece)
             size += len(piece)
             if size > MAX_ANSWER_BYTES:
@@ -451,16 +420,34 @@ class HttpUpstream:
         return b"".join(pieces)
 
     @staticmethod
-    async def _read_some(response: aiohttp.ClientResponse) -> bytes:
+    async def _read_some(response: Connection, *, until: float) -> bytes:
         """Read an error's body, or what comes of it in time."""
         body = b""
+        until = min(until, asyncio.get_running_loop().time() + ERROR_BODY_S)
         try:
-            async with asyncio.timeout(ERROR_BODY_S):
-                while len(body) < MAX_ERROR_BYTES and (piece := await response.content.readany()):
-                    body += piece
+            while len(body) < MAX_ERROR_BYTES and (piece := await response.read(until)):
+                body += piece
         except _FAILURES:
             pass
         return body[:MAX_ERROR_BYTES]
+
+
+class Exchange:
+    """A connection in the hands of one call, until it is left."""
+
+    __slots__ = ("_origin", "_pool", "connection")
+
+    def __init__(self, connection: Connection, pool: HttpPool, origin: Origin) -> None:
+        self.connection = connection
+        self._pool = pool
+        self._origin = origin
+
+    def leave(self, *, soon_over: bool = False) -> None:
+        """Give the connection back if the answer is whole; close it at once if not, unless it is soon over."""
+        if soon_over and not self.connection.over:
+            self._pool.linger(self._origin, self.connection)
+        else:
+            self._pool.give(self._origin, self.connection)
 
 
 class UpstreamStream:
@@ -484,22 +471,14 @@ class UpstreamStream:
         self._asked_with = (ask.key, ask.model)
         self._loop = asyncio.get_running_loop()
         self._first_token_at = min(self._loop.time() + self._upstream.timeouts_s.first_token, self._deadline.at)
-        self._response = await self._upstream.open_stream(ask, until=self._first_token_at)
-        self._content = self._response.content
-        self._watch = _Watch(self._content, self._loop)
+        self._exchange = await self._upstream.open_stream(ask, until=self._first_token_at)
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._watch.cancel()
         self._over = True
-        if self._content.is_eof():
-            self._response.release()
-        elif self._decoder.ended:
-            self._upstream.linger(self._response)
-        else:
-            self._response.close()
+        self._exchange.leave(soon_over=self._decoder.ended)
 
     def __aiter__(self) -> Self:
         return self
@@ -546,67 +525,9 @@ class UpstreamStream:
 
         Nothing is returned at the end of the body, and after a failure that is too late to matter.
         """
-        self._watch.start(until)
         try:
-            return await self._content.readany()
+            return await self._exchange.connection.read(until)
         except _FAILURES as exc:
             if self._decoder.finished:
                 return b""
             raise self._upstream.broken_off(exc) from exc
-        finally:
-            self._watch.stop()
-
-
-class _Watch:
-    """Wakes a reader that waits too long.
-
-    One timer serves the whole stream. It is moved when it fires: setting and cancelling one around each read, as
-    ``asyncio.timeout`` does, costs about 3 µs per chunk.
-    """
-
-    __slots__ = ("_armed_for", "_content", "_due", "_loop", "_timer")
-
-    def __init__(self, content: aiohttp.StreamReader, loop: asyncio.AbstractEventLoop) -> None:
-        self._content = content
-        self._loop = loop
-        self._due = math.inf
-        self._armed_for = math.inf
-        self._timer: asyncio.TimerHandle | None = None
-
-    def start(self, due: float) -> None:
-        """Make the reader fail with ``TimeoutError`` at ``due`` unless it is stopped before."""
-        self._due = due
-        if due < self._armed_for:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._arm(due)
-
-    def stop(self) -> None:
-        """Let the reader be; the timer stays, since it will most often be wanted again."""
-        self._due = math.inf
-
-    def cancel(self) -> None:
-        """End the timer."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _arm(self, at: float) -> None:
-        self._armed_for = at
-        self._timer = self._loop.call_at(at, self._fire)
-
-    def _fire(self) -> None:
-        self._timer = None
-        self._armed_for = math.inf
-        if self._due <= self._loop.time():
-            self._content.set_exception(TimeoutError())
-        elif self._due < math.inf:
-            self._arm(self._due)
-
-
-def _bounded_socket(address: tuple[Any, ...]) -> socket.socket:
-    family, kind, protocol, *_ = address
-    made = socket.socket(family, kind, protocol)
-    # Before the connection stands, since that is when the window's scale is agreed upon.
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
-    return made
