@@ -6,13 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from load.compare import noise
-from load.report.results import Request, Run
+from load.report.results import COMPLETED, Request, Run
 
 LATENCIES = ("ttft_s", "tpot_s", "e2e_s")
 QUANTILES = {"p50": 0.5, "p99": 0.99}
 CONFIDENCE = 0.99
 """Of the interval of each difference. There are seven for a route: at 0.95, chance would make one in every third."""
-COMPLETED = "completed"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 VERSION = 1
 """Of the form of ``run.json``."""
 PROBLEMS_SHOWN = 5
+COMPLETED = "completed"
+"""The outcome of a request that was answered whole; any other is the kind of its failure."""
 
 
 class BadResults(Exception):  # noqa: N818 - it reads as what happened
@@ -115,6 +117,7 @@ class Request(_Part):
     intended_s: float
     sent_s: float | None = None
     first_s: float | None = None
+    last_s: float | None = None
     end_s: float | None = None
     output_tokens: int | None = None
     max_gap_s: float | None = None
@@ -126,15 +129,15 @@ class Request(_Part):
 
     @property
     def e2e_s(self) -> float | None:
-        """From when it should have been sent to its end."""
-        return None if self.end_s is None else self.end_s - self.intended_s
+        """From when it should have been sent to its end; None unless it was answered whole: a refusal is quick."""
+        return None if self.end_s is None or self.outcome != COMPLETED else self.end_s - self.intended_s
 
     @property
     def tpot_s(self) -> float | None:
-        """Time for each token after the first; undefined for a single one."""
-        if self.first_s is None or self.end_s is None or not self.output_tokens or self.output_tokens == 1:
+        """Time for each token after the first, of what was answered whole; undefined for a single one."""
+        if self.first_s is None or self.last_s is None or self.outcome != COMPLETED or (self.output_tokens or 0) <= 1:
             return None
-        return (self.end_s - self.first_s) / (self.output_tokens - 1)
+        return (self.last_s - self.first_s) / ((self.output_tokens or 0) - 1)
 
 
 class Run(_Part):

@@ -34,6 +34,7 @@ def requests(
                 "intended_s": intended,
                 "sent_s": intended + 0.001,
                 "first_s": None if failed else intended + first,
+                "last_s": None if failed else intended + first + 1,
                 "end_s": intended + (0.01 if failed else first + 1),
                 "chunks": 0 if failed else 21,
                 "output_tokens": 0 if failed else 21,

@@ -68,6 +68,19 @@ def test_the_table_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert lines[-1] == f"{tmp_path}/b/comparison/report.html"
 
 
+def test_refusals_that_are_quick_make_no_answer_quicker(tmp_path: Path) -> None:
+    compared(tmp_path, {}, {"good": 0.4})
+    assert found(tmp_path)["e2e p50"]["after"] > 1
+
+
+def test_time_for_each_token_is_from_the_first_content_to_the_last() -> None:
+    times = {"intended_s": 0.0, "first_s": 1.0, "last_s": 3.0, "end_s": 9.0}
+    made = Request(route="/", outcome="completed", output_tokens=21, **times)
+    assert made.tpot_s == pytest.approx(0.1)
+    assert made.model_copy(update={"output_tokens": 1}).tpot_s is None
+    assert made.model_copy(update={"outcome": "cut"}).tpot_s is None
+
+
 def requests_with(values: list[float]) -> list[Request]:
     return [
         Request(route="/", outcome="completed", intended_s=at * 0.1, first_s=at * 0.1 + value)
