@@ -51,15 +51,17 @@ def plan_capacity(options: argparse.Namespace) -> int:
     sweep = Sweep(target)
     limits = Limits(start=options.rate_start, rate_max=options.rate_max, steps_max=options.steps)
     found = find_knee(sweep.measure, limits)
-    write_sweep([item.run for item in sweep.made], options.out, found.knee_per_s)
-    if found.knee_per_s is None:
+    knee = None if found.knee_per_s is None else sweep.at(found.knee_per_s)
+    # What was due, which by chance is not quite what was wanted of random arrivals.
+    write_sweep([item.run for item in sweep.made], options.out, knee.run.asked_per_s if knee else None)
+    if knee is None:
         print(f"No rate was confirmed to hold ({BOUNDS[found.bounded_by]}): no values are written.", file=sys.stderr)
         return NOT_HELD
-    return _write_plan(sweep, found, found.knee_per_s, options)
+    return _write_plan(sweep, found, knee, options)
 
 
-def _write_plan(sweep: Sweep, found: Found, knee_per_s: float, options: argparse.Namespace) -> int:
-    knee = sweep.at(knee_per_s)
+def _write_plan(sweep: Sweep, found: Found, knee: Measured, options: argparse.Namespace) -> int:
+    knee_per_s = knee.run.asked_per_s
     longest = _longest_s(sweep.made)
     plan = planned(
         knee_per_s, knee.pod, longest_stream_s=longest, fraction=options.fraction, planned_per_s=options.planned_rate

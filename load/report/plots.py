@@ -8,11 +8,15 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from load.report.results import Distribution, Request, Run
 
+MINOR = "25"
+"""First digits at which a logarithmic axis has a figure, beside powers of ten."""
 SIZE_IN = (9.0, 3.6)
 DPI = 110
 BINS_T, BINS_S = 120, 60
@@ -24,6 +28,8 @@ STYLE: dict[Any, Any] = {
     "font.size": 9,
     "grid.alpha": 0.3,
     "legend.frameon": False,
+    # The best place is looked for among all points, which takes seconds for a long run.
+    "legend.loc": "upper left",
     # Routes and scenarios come from files: a dollar sign in their names begins no formula.
     "text.parse_math": False,
 }
@@ -115,6 +121,7 @@ def _over_time(run: Run, requests: Iterable[Request], metric: str) -> Draw | Non
 
     def draw(axes: Axes) -> None:
         axes.set_yscale("log")
+        _plain_figures(axes.yaxis)
         if dots:
             _density(axes, *zip(*dots, strict=True))
         for name, points in lines.items():
@@ -125,6 +132,12 @@ def _over_time(run: Run, requests: Iterable[Request], metric: str) -> Draw | Non
             axes.legend(ncols=3)
 
     return draw
+
+
+def _plain_figures(axis: Axis) -> None:
+    """Write 0.05 where a logarithmic axis would write a formula, which texts here are not taken for."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in MINOR else ""))
 
 
 def _density(axes: Axes, times_s: Sequence[float], values_s: Sequence[float]) -> None:
@@ -193,6 +206,7 @@ def _distribution(requests: Sequence[Request]) -> Draw | None:
 
     def draw(axes: Axes) -> None:
         axes.set_xscale("log")
+        _plain_figures(axes.xaxis)
         for title, ordered in values.items():
             if ordered:
                 axes.step(ordered, np.arange(1, len(ordered) + 1) / len(ordered), where="post", label=title)

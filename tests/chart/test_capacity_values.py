@@ -79,6 +79,14 @@ def test_a_generator_that_lags_gives_a_lower_bound_that_says_so(
     assert json.loads((tmp_path / "capacity.json").read_text())["knee_per_s"] <= 25
 
 
+def test_the_knee_is_what_was_due_and_not_what_was_wanted(
+    metrics: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_SHARE_DUE", "0.8")
+    assert plan(metrics, tmp_path, "--rate-max", "20", "--no-verify") == 0
+    assert json.loads((tmp_path / "capacity.json").read_text())["knee_per_s"] == pytest.approx(16)
+
+
 def test_where_nothing_holds_no_values_are_written(
     metrics: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

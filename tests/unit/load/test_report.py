@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from typing_extensions import override
 
 from load.report.__main__ import BAD_INPUT, main
+from load.report.plots import _plain_figures
 from tests.support import load_runs
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -124,6 +126,18 @@ def test_the_verdict_comes_first(tmp_path: Path, changes: dict[str, Any], words:
     assert found is not None
     assert found[2] == words
     assert (found[1] == "good") is not changes
+
+
+def test_axes_have_figures_and_no_formulas() -> None:
+    figure = Figure()
+    axes = figure.add_subplot()
+    axes.set_yscale("log")
+    axes.set_ylim(0.03, 0.3)
+    _plain_figures(axes.yaxis)
+    figure.draw_without_rendering()
+    labels = [label.get_text() for label in axes.yaxis.get_majorticklabels() + axes.yaxis.get_minorticklabels()]
+    assert {"0.05", "0.1", "0.2"} <= set(labels)
+    assert not [label for label in labels if "$" in label]
 
 
 def test_a_run_without_an_answer_has_a_report(tmp_path: Path) -> None:
