@@ -1,0 +1,1 @@
+"""What a run of load came to, as a page, as pictures and as JSON."""
