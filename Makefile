@@ -64,6 +64,11 @@ observability: $(STAMP) ## Make the dashboards, rules and alerts, as plain files
 e2e: $(STAMP) ## Run the tests on the cluster that KUBECONFIG names; see docs/kubernetes.md
 	@LLM_API_E2E=1 $(BIN)/pytest -p no:randomly -s $(E2E)
 
+.PHONY: bench
+bench: $(STAMP) ## Measure what the service costs beside nginx and its peers (15 minutes; QUICK=1: 3); takes Go
+	@$(if $(QUICK),,$(BIN)/python -m load.bench.peers)
+	@$(BIN)/python -m load.bench $(if $(QUICK),--quick) $(BENCH)
+
 .PHONY: clean
 clean: ## Remove what the other commands made
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
