@@ -88,7 +88,7 @@ def _scenario(options: Any) -> Scenario:
 
 
 def _refuse(message: str) -> None:
-    print(message, file=sys.stderr)  # noqa: T201 - locust's log would bury it
+    print(message, file=sys.stderr)
     sys.exit(EXIT_USAGE)
 
 
@@ -102,7 +102,7 @@ def _start(environment: Environment, **_: Any) -> None:
     asked = [arrival.at_s for arrival in scenario.schedule()]
     RUN.measured = Measured(scenario, datetime.now(UTC).isoformat(timespec="seconds"), len(ids), asked)
     RUN.finished, RUN.written = set(), None
-    print(f"run begins: {len(asked) or 'a closed loop of'} requests, {len(ids)} workers", flush=True)  # noqa: T201
+    print(f"run begins: {len(asked) or 'a closed loop of'} requests, {len(ids)} workers", flush=True)
     for index, client in enumerate(ids):
         plan = {
             "scenario": scenario.model_dump_json(),
@@ -205,9 +205,9 @@ def _quit(environment: Environment, **_: Any) -> None:
     valid, held = document["validity"]["valid"], document["slo"]["held"]
     environment.process_exit_code = exit_code(valid=valid, slo_held=held)
     for reason in document["validity"]["reasons"]:
-        print(f"invalid: {reason}", file=sys.stderr)  # noqa: T201 - the verdict
+        print(f"invalid: {reason}", file=sys.stderr)
     for one in document["slo"]["results"]:
-        print(f"{'held' if one['held'] else 'BREACHED'}: {one['name']}: {one['value']} (bound {one['bound']})")  # noqa: T201
+        print(f"{'held' if one['held'] else 'BREACHED'}: {one['name']}: {one['value']} (bound {one['bound']})")
 
 
 class LoadUser(User):

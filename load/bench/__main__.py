@@ -1,5 +1,5 @@
 """``python -m load.bench``: measure, print the table, keep the result; ``--check`` holds it to what is claimed."""
-# ruff: noqa: T201 - printing is what a command does
+
 
 import argparse
 import json

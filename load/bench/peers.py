@@ -83,11 +83,11 @@ def main() -> None:
         try:
             peer.program()
         except MissingError:
-            print(f"Installing {peer.package} {peer.version} into {peer.folder()}", flush=True)  # noqa: T201
+            print(f"Installing {peer.package} {peer.version} into {peer.folder()}", flush=True)
             try:
                 peer.install()
             except (OSError, subprocess.SubprocessError) as error:
-                print(f"It will not be measured: {error}", flush=True)  # noqa: T201
+                print(f"It will not be measured: {error}", flush=True)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ class Run:
 
 def say(text: str) -> None:
     """Tell the person who waits."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 - this is a command
+    print(text, file=sys.stderr, flush=True)
 
 
 def cores() -> tuple[set[int] | None, set[int] | None]:
