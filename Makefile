@@ -64,6 +64,10 @@ observability: $(STAMP) ## Make the dashboards, rules and alerts, as plain files
 e2e: $(STAMP) ## Run the tests on the cluster that KUBECONFIG names; see docs/kubernetes.md
 	@LLM_API_E2E=1 $(BIN)/pytest -p no:randomly -s $(E2E)
 
+.PHONY: load
+load: $(STAMP) ## Five minutes of load on a service with a simulated provider, all on this machine, and a report
+	@$(BIN)/python -m load.local $(LOAD)
+
 .PHONY: bench
 bench: $(STAMP) ## Measure what the service costs beside nginx and its peers (15 minutes; QUICK=1: 3); takes Go
 	@$(if $(QUICK),,$(BIN)/python -m load.bench.peers)

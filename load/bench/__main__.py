@@ -1,6 +1,5 @@
 """``python -m load.bench``: measure, print the table, keep the result; ``--check`` holds it to what is claimed."""
 
-
 import argparse
 import json
 import sys
