@@ -90,8 +90,6 @@ class LedgerWriter:
         """Whether the task that writes has ended."""
         self._open: dict[str, UsageRecord] = {}
         """Drafts that the store has, or will have."""
-        self._unsure: set[str] = set()
-        """Those that it forgot."""
 
     def put(self, entry: Entry) -> asyncio.Future[None]:
         """Write an entry; the future ends when it is kept, here or in the store."""
@@ -181,8 +179,9 @@ class LedgerWriter:
     def _next_batch(self) -> tuple[Batch, list[asyncio.Future[None]]]:
         taken, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
         self._number += 1
-        entries = [self._noted(entry) for entry, _ in taken]
-        return Batch(self._owner, self._number, entries), [future for _, future in taken]
+        for entry, _ in taken:
+            self._note(entry)
+        return Batch(self._owner, self._number, [entry for entry, _ in taken]), [future for _, future in taken]
 
     def _keep_rest(self) -> None:
         """Keep here what still waits, at once."""
@@ -192,21 +191,25 @@ class LedgerWriter:
             self._is_away = True
             _end(futures)
 
-    def _noted(self, entry: Entry) -> Entry:
+    def _note(self, entry: Entry) -> None:
         record = entry.record
-        if entry.kind == "open":
+        if entry.kind in ("open", "amend"):
             self._open[record.id] = record
         elif entry.kind == "close":
             self._open.pop(record.id, None)
-            if record.id in self._unsure:
-                self._unsure.discard(record.id)
-                return Entry("record", record)
-        return entry
 
     async def _apply(self, batch: Batch) -> None:
         if not await self._store.apply(batch):
             logger.error("the shared store has lost the ledger's drafts", extra={"drafts": len(self._open)})
-            self._unsure.update(self._open)
+            self._open_again()
+
+    def _open_again(self) -> None:
+        """Write the drafts of what runs anew, before all that waits, which may close them."""
+        future = asyncio.get_running_loop().create_future
+        self._waiting[:0] = [(Entry("amend", draft), future()) for draft in self._open.values()]
+        if self._is_over:
+            self._keep_rest()
+        self._wake.set()
 
     def _away(self, error: StoreUnavailable) -> None:
         if not self._is_away:

@@ -41,7 +41,9 @@ class FileLedgerStore:
             if entry.kind in ("open", "amend"):
                 self._open[entry.record.id] = entry.record
                 drafts.append(record_as_json(entry.record) + b"\n")
-            elif self._open.pop(entry.record.id, None) is not None or entry.kind == "record":
+            else:
+                self._open.pop(entry.record.id, None)
+                left.pop(entry.record.id, None)
                 records.append(record_as_json(entry.record) + b"\n")
         self._append(self._drafts, drafts)
         self._append(self._records, records)
@@ -67,7 +69,8 @@ class FileLedgerStore:
 
     async def read(self, since: float, until: float) -> AsyncIterator[UsageRecord]:
         """See :class:`service.engine.ledger_writer.LedgerStore`."""
-        for number, record in enumerate(_read(self._records)):
+        # Of one that was taken for crashed and had an end that came late, the later line holds.
+        for number, record in enumerate({record.id: record for record in _read(self._records)}.values()):
             if record.ended_at is not None and since <= record.ended_at < until:
                 yield record
             if number % PAGE == PAGE - 1:

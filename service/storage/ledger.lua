@@ -3,10 +3,20 @@
 -- ARGV: operation, and what it takes
 
 local drafts, records, last = KEYS[1], KEYS[2], KEYS[3]
-local alive = string.sub(drafts, 1, -7) .. "alive:"
+local prefix = string.sub(drafts, 1, -7)
+local alive, crashed = prefix .. "alive:", prefix .. "crashed:"
 
 local function write(json)
-    redis.call("XADD", records, "*", "r", json)
+    return redis.call("XADD", records, "*", "r", json)
+end
+
+-- Take back what was written for a process that was taken for dead and is not, or that had kept its word elsewhere.
+local function withdraw(id)
+    local at = redis.call("GET", crashed .. id)
+    if at then
+        redis.call("XDEL", records, at)
+        redis.call("DEL", crashed .. id)
+    end
 end
 
 local function forget_old(kept_ms, most)
@@ -30,10 +40,14 @@ local function apply()
         if kind == "open" then
             redis.call("HSET", drafts, id, owner .. "\n" .. json)
         elseif kind == "amend" then
-            if redis.call("HEXISTS", drafts, id) == 1 then
-                redis.call("HSET", drafts, id, owner .. "\n" .. json)
+            if redis.call("HSET", drafts, id, owner .. "\n" .. json) == 1 then
+                withdraw(id)
             end
-        elseif redis.call("HDEL", drafts, id) == 1 or kind == "record" or is_lost then
+        else
+            -- Where its draft is gone, with a store's data or to who took its owner for dead, its word is the true one.
+            if kind == "close" and redis.call("HDEL", drafts, id) == 0 then
+                withdraw(id)
+            end
             write(json)
         end
     end
@@ -71,7 +85,7 @@ local function adopt()
     if redis.call("HDEL", drafts, ARGV[2]) == 0 then
         return 0
     end
-    write(ARGV[3])
+    redis.call("SET", crashed .. ARGV[2], write(ARGV[3]), "PX", ARGV[4])
     forget_old(tonumber(ARGV[4]), ARGV[5])
     return 1
 end

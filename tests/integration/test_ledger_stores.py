@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from service.config import RedisSettings, UsageSettings
 from service.domain.ledger import Entry
-from service.domain.usage_record import UsageRecord
+from service.domain.usage_record import CRASHED, UsageRecord
 from service.engine.ledger_writer import LedgerStore, LedgerWriter
 from service.errors import StoreUnavailable
 from service.storage.file_ledger import FileLedgerStore
@@ -87,13 +87,6 @@ async def test_a_record_comes_in_exchange_for_its_draft(store: LedgerStore) -> N
     assert await kept(store) == [one]
 
 
-async def test_a_record_is_written_once(store: LedgerStore) -> None:
-    one = record()
-    await store.apply(batch("a", 1, ("open", draft(one.id)), ("close", one)))
-    await store.apply(batch("a", 2, ("close", one)))
-    assert await kept(store) == [one]
-
-
 async def test_what_was_refused_needs_no_draft(store: LedgerStore) -> None:
     one = record(outcome="rate_limited", calls=())
     await store.apply(batch("a", 1, ("record", one)))
@@ -124,9 +117,30 @@ async def test_drafts_of_the_dead_are_found_and_written_once(redis_url: str) -> 
         await until(lambda: any_abandoned(store))
         assert await store.adopt(record(one.id))
         assert not await store.adopt(record(one.id))
-        # The owner was only slow: its own record comes too late.
-        await store.apply(batch("dead", 2, ("close", record(one.id))))
         assert len(await kept(store)) == 1
+
+
+async def test_who_was_only_cut_off_puts_its_own_record_in_place_of_the_crash(redis_url: str) -> None:
+    lost, settled = record(), record()
+    async with redis_ledger(redis_url) as store:
+        await store.apply(batch("slow", 1, ("open", draft(lost.id)), ("open", draft(settled.id))))
+        for one in (lost, settled):
+            assert await store.adopt(record(one.id, outcome=CRASHED, calls=()))
+        assert [found.outcome for found in await kept(store)] == [CRASHED, CRASHED]
+        await store.apply(batch("slow", 2, ("amend", settled), ("close", lost), ("close", settled)))
+        assert await kept(store) == [lost, settled]
+        assert not await store.adopt(record(settled.id, outcome=CRASHED))
+
+
+async def test_a_file_puts_a_record_in_place_of_the_crash_too(tmp_path: Path) -> None:
+    one, other = record(), record()
+    await FileLedgerStore(tmp_path).apply(batch("dead", 1, ("open", draft(one.id)), ("open", draft(other.id))))
+    store = FileLedgerStore(tmp_path)
+    assert await store.adopt(record(one.id, outcome=CRASHED, calls=()))
+    # What the dead one had kept elsewhere comes late.
+    await store.apply(batch("dead", 2, ("close", one), ("close", other)))
+    assert await kept(store) == [one, other]
+    assert await store.abandoned() == []
 
 
 async def test_a_process_that_beats_keeps_its_drafts(redis_url: str) -> None:
@@ -247,6 +261,42 @@ async def test_a_store_that_is_back_from_an_older_state_loses_no_record_of_what_
         assert not await store.apply(batch("w", 3, ("close", second)))
         assert await store.apply(batch("w", 4, ("close", first)))
         assert await kept(store) == [second, first]
+
+
+async def test_a_store_that_comes_back_empty_loses_no_record_of_what_ended_in_its_absence(tmp_path: Path) -> None:
+    with own_redis(tmp_path) as redis:
+        async with redis_ledger(redis.url) as store:
+            ledger = writer(store, tmp_path)
+            ones = [record() for _ in range(3)]
+            running = draft()
+            async with ledger.running():
+                for one in (*ones, running):
+                    await ledger.put(Entry("open", draft(one.id)))
+                redis.kill()
+                for one in ones:  # a batch each
+                    await ledger.put(Entry("close", one))
+                with own_redis(tmp_path):
+                    await until(lambda: none_left(tmp_path))
+                    assert await kept(store) == ones
+                    # What still runs has its draft again, for whoever finds its process dead.
+                    await until(lambda: adopted(store, running))
+
+
+async def test_a_store_that_comes_back_empty_loses_no_record_of_who_died_in_its_absence(
+    tmp_path: Path, redis_url: str
+) -> None:
+    ones = [record() for _ in range(3)]
+    dead = FileJournal(tmp_path, "dead")
+    for number, one in enumerate(ones, start=4):  # the drafts came before, and are gone
+        dead.append(batch("dead", number, ("close", one)))
+    dead.release()
+    async with redis_ledger(redis_url) as store, writer(store, tmp_path).running():
+        await until(lambda: none_left(tmp_path))
+        assert await kept(store) == ones
+
+
+async def adopted(store: LedgerStore, one: UsageRecord) -> bool:
+    return await store.adopt(record(one.id, outcome=CRASHED))
 
 
 def test_a_journal_that_cannot_be_written_keeps_what_it_gets_and_says_so_once(
