@@ -25,7 +25,7 @@ class LedgerStore(Protocol):
     """Where the ledger is kept. All of it raises ``StoreUnavailable``."""
 
     async def apply(self, batch: Batch) -> bool:
-        """Write a batch unless it has been; False if the store had known its owner, and has forgotten it."""
+        """Write what has not been of a batch; False if the store had known its owner, and has forgotten it."""
         ...
 
     async def beat(self, owner: str) -> None:
@@ -52,12 +52,12 @@ class Journal(Protocol):
         """Keep a batch so that it outlives this process."""
         ...
 
-    def first(self) -> Batch | None:
-        """Return the oldest batch that is kept."""
+    def first(self, most: int) -> Batch | None:
+        """Return the oldest entries that are kept, so many at once, or as many as came as one batch."""
         ...
 
     def drop_first(self) -> None:
-        """Forget it."""
+        """Forget what was returned last."""
         ...
 
     def left_behind(self) -> "Journal | None":
@@ -81,7 +81,8 @@ class LedgerWriter:
         self._journal = journal
         self._metrics = metrics
         self._owner = owner
-        self._number = 0
+        self._number = 1
+        """That of the next entry."""
         self._waiting: list[tuple[Entry, asyncio.Future[None]]] = []
         self._wake = asyncio.Event()
         self._is_away = False
@@ -178,10 +179,11 @@ class LedgerWriter:
 
     def _next_batch(self) -> tuple[Batch, list[asyncio.Future[None]]]:
         taken, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
-        self._number += 1
         for entry, _ in taken:
             self._note(entry)
-        return Batch(self._owner, self._number, [entry for entry, _ in taken]), [future for _, future in taken]
+        batch = Batch(self._owner, self._number, [entry for entry, _ in taken])
+        self._number += len(taken)
+        return batch, [future for _, future in taken]
 
     def _keep_rest(self) -> None:
         """Keep here what still waits, at once."""
@@ -219,7 +221,7 @@ class LedgerWriter:
 
     async def _catch_up(self) -> None:
         """Send what was kept here; once nothing is left, entries go to the store again."""
-        while (batch := self._journal.first()) is not None:
+        while (batch := self._journal.first(BATCH_MAX)) is not None:
             try:
                 await self._apply(batch)
             except StoreUnavailable:
@@ -238,7 +240,7 @@ class LedgerWriter:
         if self._is_away:
             return
         while (left := self._journal.left_behind()) is not None:
-            while (batch := left.first()) is not None:
+            while (batch := left.first(BATCH_MAX)) is not None:
                 try:
                     await self._store.apply(batch)
                 except StoreUnavailable:

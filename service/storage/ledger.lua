@@ -1,4 +1,4 @@
--- The ledger: drafts, records, and the number of each process's last batch. All of it in one slot.
+-- The ledger: drafts, records, and the number of each process's last entry. All of it in one slot.
 -- KEYS: drafts (hash by id: "owner\njson"), records (stream), last (hash by owner)
 -- ARGV: operation, and what it takes
 
@@ -26,16 +26,19 @@ local function forget_old(kept_ms, most)
     redis.call("XTRIM", records, "MINID", "~", string.format("%.0f", now_ms - kept_ms))
 end
 
--- owner, number, lease_ms, kept_ms, most, then kind, id, json for each entry; 0 if the owner's drafts are lost
+-- owner, number of the first entry, lease_ms, kept_ms, most, then kind, id, json for each entry, whose numbers follow
+-- each other; 0 if the owner's drafts are lost
 local function apply()
     local owner, number, lease_ms, kept_ms, most = ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5]), ARGV[6]
     local known = tonumber(redis.call("HGET", last, owner) or "0")
-    if number <= known then
+    local newest = number + (#ARGV - 6) / 3 - 1
+    if newest <= known then
         return 1
     end
     -- A store that is back from an older state knows an older number: what came in between is gone, drafts too.
     local is_lost = number > known + 1
-    for place = 7, #ARGV, 3 do
+    -- What is sent on after an outage may hold, at its beginning, what came through before it.
+    for place = 7 + 3 * math.max(0, known + 1 - number), #ARGV, 3 do
         local kind, id, json = ARGV[place], ARGV[place + 1], ARGV[place + 2]
         if kind == "open" then
             redis.call("HSET", drafts, id, owner .. "\n" .. json)
@@ -52,7 +55,7 @@ local function apply()
         end
     end
     forget_old(kept_ms, most)
-    redis.call("HSET", last, owner, number)
+    redis.call("HSET", last, owner, string.format("%.0f", newest))
     redis.call("SET", alive .. owner, "1", "PX", lease_ms)
     return is_lost and 0 or 1
 end

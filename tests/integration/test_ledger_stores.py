@@ -109,6 +109,16 @@ async def test_a_batch_that_is_sent_again_is_passed_over(redis_url: str) -> None
         assert await kept(store) == [one]
 
 
+async def test_of_what_is_sent_on_the_part_that_came_through_is_passed_over(redis_url: str) -> None:
+    ones = [record() for _ in range(5)]
+    async with redis_ledger(redis_url) as store:
+        assert await store.apply(batch("a", 1, ("record", ones[0]), ("record", ones[1])))
+        assert await store.apply(batch("a", 3, ("record", ones[2])))
+        assert await store.apply(batch("a", 2, *(("record", one) for one in ones[1:])))
+        assert await store.apply(batch("a", 2, *(("record", one) for one in ones[1:])))
+        assert await kept(store) == ones
+
+
 async def test_drafts_of_the_dead_are_found_and_written_once(redis_url: str) -> None:
     one = draft()
     async with redis_ledger(redis_url, lease_s=LEASE_S) as store:
@@ -127,7 +137,7 @@ async def test_who_was_only_cut_off_puts_its_own_record_in_place_of_the_crash(re
         for one in (lost, settled):
             assert await store.adopt(record(one.id, outcome=CRASHED, calls=()))
         assert [found.outcome for found in await kept(store)] == [CRASHED, CRASHED]
-        await store.apply(batch("slow", 2, ("amend", settled), ("close", lost), ("close", settled)))
+        await store.apply(batch("slow", 3, ("amend", settled), ("close", lost), ("close", settled)))
         assert await kept(store) == [lost, settled]
         assert not await store.adopt(record(settled.id, outcome=CRASHED))
 
@@ -138,7 +148,7 @@ async def test_a_file_puts_a_record_in_place_of_the_crash_too(tmp_path: Path) ->
     store = FileLedgerStore(tmp_path)
     assert await store.adopt(record(one.id, outcome=CRASHED, calls=()))
     # What the dead one had kept elsewhere comes late.
-    await store.apply(batch("dead", 2, ("close", one), ("close", other)))
+    await store.apply(batch("dead", 3, ("close", one), ("close", other)))
     assert await kept(store) == [one, other]
     assert await store.abandoned() == []
 
@@ -156,7 +166,7 @@ async def test_a_file_tells_the_next_process_what_the_last_one_left(tmp_path: Pa
     one, other = draft(), draft()
     first = FileLedgerStore(tmp_path)
     await first.apply(batch("a", 1, ("open", one), ("open", other)))
-    await first.apply(batch("a", 2, ("close", record(other.id))))
+    await first.apply(batch("a", 3, ("close", record(other.id))))
     second = FileLedgerStore(tmp_path)
     assert [left.id for left in await second.abandoned()] == [one.id]
     assert await second.adopt(record(one.id))
@@ -308,17 +318,46 @@ def test_a_journal_that_cannot_be_written_keeps_what_it_gets_and_says_so_once(
     for _ in range(2):  # once all is sent on, it is tried again
         for one in ones:
             journal.append(one)
-        assert journal.first() == ones[0]
-        journal.drop_first()
+        assert journal.first(256) == batch("w", 1, *(("record", one.entries[0].record) for one in ones))
         journal.drop_first()
     assert caplog.text.count("usage.dir") == 1
     for one in ones:
         journal.append(one)
-    assert journal.first() == ones[0]
+    assert journal.first(1) == ones[0]
     journal.drop_first()
-    assert journal.first() == ones[1]
+    assert journal.first(1) == ones[1]
     journal.drop_first()
-    assert journal.first() is None
+    assert journal.first(256) is None
+
+
+def test_a_journal_puts_together_what_follows_without_a_gap(tmp_path: Path) -> None:
+    journal = FileJournal(tmp_path, "w")
+    ones = [record() for _ in range(6)]
+    for number, one in zip((1, 2, 3, 5, 6), ones, strict=False):
+        journal.append(batch("w", number, ("record", one)))
+    assert journal.first(2) == batch("w", 1, ("record", ones[0]), ("record", ones[1]))
+    journal.append(batch("w", 7, ("record", ones[5])))
+    journal.drop_first()
+    assert journal.first(256) == batch("w", 3, ("record", ones[2]))  # the fourth is lost, and the store is to see it
+    journal.drop_first()
+    assert journal.first(256) == batch("w", 5, *(("record", one) for one in ones[3:]))
+    journal.drop_first()
+    assert journal.first(256) is None
+    assert journals(tmp_path) == []
+
+
+def test_a_journal_passes_over_a_line_that_it_cannot_read(tmp_path: Path) -> None:
+    journal = FileJournal(tmp_path, "w")
+    ones = [batch("w", number, ("record", record(model="m" * 200_000))) for number in (1, 3, 5)]
+    journal.append(ones[0])
+    for one in ones[1:]:
+        with (tmp_path / "w.journal").open("ab") as file:
+            file.write(b"{}\n")
+        journal.append(one)
+    for one in ones:
+        assert journal.first(256) == one
+        journal.drop_first()
+    assert journals(tmp_path) == []
 
 
 def test_a_line_that_was_not_finished_is_none(tmp_path: Path) -> None:
@@ -330,6 +369,6 @@ def test_a_line_that_was_not_finished_is_none(tmp_path: Path) -> None:
         file.write(b'{"owner":"w","num')
     left = FileJournal(tmp_path, "other").left_behind()
     assert left is not None
-    assert left.first() == one
+    assert left.first(256) == one
     left.drop_first()
-    assert left.first() is None
+    assert left.first(256) is None

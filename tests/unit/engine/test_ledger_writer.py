@@ -1,0 +1,99 @@
+"""What the writer of the ledger does with a store that comes and goes."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from service.domain.ledger import Batch, Entry
+from service.domain.usage_record import UsageRecord
+from service.engine.ledger_writer import BATCH_MAX, LedgerWriter
+from service.errors import StoreUnavailable
+from service.storage.journal import FileJournal
+from service.telemetry.metrics import Metrics
+from tests.support.usage_records import record
+
+
+class FakeStore:
+    """Obeys ``LedgerStore``, is away when it is told to, and notes what it got."""
+
+    def __init__(self) -> None:
+        self.is_away = False
+        self.batches: list[Batch] = []
+        self.beats = 0
+
+    async def apply(self, batch: Batch) -> bool:
+        """Take it."""
+        self._answer()
+        self.batches.append(batch)
+        return True
+
+    async def beat(self, owner: str) -> None:
+        """Note it."""
+        del owner
+        self._answer()
+        self.beats += 1
+
+    def _answer(self) -> None:
+        if self.is_away:
+            raise StoreUnavailable("away")
+
+    async def abandoned(self) -> Sequence[UsageRecord]:
+        """Know of none."""
+        return []
+
+    async def adopt(self, record: UsageRecord) -> bool:
+        """Give none away."""
+        del record
+        return False
+
+    async def read(self, since: float, until: float) -> AsyncIterator[UsageRecord]:
+        """Yield all."""
+        del since, until
+        for batch in self.batches:
+            for entry in batch.entries:
+                yield entry.record
+
+
+@pytest.fixture
+def store() -> FakeStore:
+    return FakeStore()
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics(CollectorRegistry())
+
+
+@pytest.fixture
+def writer(store: FakeStore, metrics: Metrics, tmp_path: Path) -> LedgerWriter:
+    return LedgerWriter(store=store, journal=FileJournal(tmp_path, "w"), metrics=metrics, owner="w")
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let other tasks go on until they have brought it about."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - stores have no event for it
+            await asyncio.sleep(0.01)
+
+
+async def finished(waiting: Awaitable[None]) -> None:
+    async with asyncio.timeout(10):
+        await waiting
+
+
+async def test_what_came_in_an_outage_is_sent_many_at_once_in_order(
+    writer: LedgerWriter, store: FakeStore, tmp_path: Path
+) -> None:
+    ones = [record() for _ in range(2 * BATCH_MAX + 10)]
+    store.is_away = True
+    async with writer.running():
+        for one in ones:  # each in a batch of its own
+            await finished(writer.put(Entry("record", one)))
+        store.is_away = False
+        await until(lambda: not list(tmp_path.iterdir()))
+    assert [len(batch.entries) for batch in store.batches] == [BATCH_MAX, BATCH_MAX, 10]
+    assert [batch.number for batch in store.batches] == [1, BATCH_MAX + 1, 2 * BATCH_MAX + 1]
+    assert [one async for one in store.read(0, 0)] == ones
