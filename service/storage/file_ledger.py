@@ -1,7 +1,6 @@
 """The ledger of one process without a shared store: a file of records, one a line."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,12 +10,15 @@ import msgspec
 from service.domain.ledger import Batch
 from service.domain.usage_record import UsageRecord
 from service.errors import StoreUnavailable
+from service.storage.append_file import AppendFile
 from service.storage.usage_json import record_as_json, record_of_json
 
 PAGE = 500
 """Records that are read before others have their turn."""
 NAME = "usage.jsonl"
 DRAFTS = "drafts.jsonl"
+DRAFTS_BYTES = 1 << 16
+"""Once this much of drafts is written and none is open, they are forgotten: not with each request."""
 
 
 class FileLedgerStore:
@@ -26,31 +28,37 @@ class FileLedgerStore:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
         self._records = folder / NAME
         self._drafts = folder / DRAFTS
-        self._open: dict[str, UsageRecord] = {}
+        self._records_file = AppendFile(self._records)
+        self._drafts_file = AppendFile(self._drafts)
+        self._open: set[str] = set()
         self._left: dict[str, UsageRecord] | None = None
 
     async def apply(self, batch: Batch) -> bool:
         """See :class:`service.engine.ledger_writer.LedgerStore`."""
-        drafts: list[bytes] = []
-        records: list[bytes] = []
         left = self._left_over()
-        for entry in batch.entries:
-            if entry.kind in ("open", "amend"):
-                self._open[entry.record.id] = entry.record
-                drafts.append(record_as_json(entry.record) + b"\n")
-            else:
-                self._open.pop(entry.record.id, None)
-                left.pop(entry.record.id, None)
-                records.append(record_as_json(entry.record) + b"\n")
-        self._append(self._drafts, drafts)
-        self._append(self._records, records)
-        if not self._open and not left:
+        drafts = [entry.record for entry in batch.entries if entry.kind in ("open", "amend")]
+        records = [entry.record for entry in batch.entries if entry.kind not in ("open", "amend")]
+        _append(self._drafts_file, drafts)
+        _append(self._records_file, records)
+        # Only now: of a batch that could not be written, nothing is to be forgotten.
+        self._open.update(record.id for record in drafts)
+        for record in records:
+            self._open.discard(record.id)
+            left.pop(record.id, None)
+        if self._drafts_file.size > DRAFTS_BYTES and not self._open and not left:
+            with suppress(OSError):  # then they are passed over for their records
+                self._drafts_file.clear()
+        return True
+
+    def close(self) -> None:
+        """Let another process write. Drafts that are open are left to it."""
+        self._drafts_file.close()
+        self._records_file.close()
+        if self._left is not None and not self._left and not self._open:
             with suppress(OSError):
                 self._drafts.unlink(missing_ok=True)
-        return True
 
     async def beat(self, owner: str) -> None:
         """See :class:`service.engine.ledger_writer.LedgerStore`."""
@@ -62,9 +70,11 @@ class FileLedgerStore:
 
     async def adopt(self, record: UsageRecord) -> bool:
         """See :class:`service.engine.ledger_writer.LedgerStore`."""
-        if self._left_over().pop(record.id, None) is None:
+        left = self._left_over()
+        if record.id not in left:
             return False
-        self._append(self._records, [record_as_json(record) + b"\n"])
+        _append(self._records_file, [record])
+        del left[record.id]
         return True
 
     async def read(self, since: float, until: float) -> AsyncIterator[UsageRecord]:
@@ -86,18 +96,14 @@ class FileLedgerStore:
             self._left = drafts
         return self._left
 
-    def _append(self, path: Path, lines: Sequence[bytes]) -> None:
-        if not lines:
-            return
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            try:
-                os.write(file, b"".join(lines))
-            finally:
-                os.close(file)
-        except OSError as error:
-            raise StoreUnavailable(f"the ledger's file cannot be written ({type(error).__name__})") from error
+
+def _append(file: AppendFile, records: Sequence[UsageRecord]) -> None:
+    if not records:
+        return
+    try:
+        file.append(b"".join(record_as_json(record) + b"\n" for record in records))
+    except OSError as error:
+        raise StoreUnavailable(f"the ledger's file cannot be written ({type(error).__name__})") from error
 
 
 def _read(path: Path) -> list[UsageRecord]:

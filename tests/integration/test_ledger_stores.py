@@ -1,6 +1,7 @@
 """What every store of the ledger keeps its word about, and what only a fleet's has to."""
 
 import asyncio
+import errno
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -15,7 +16,8 @@ from service.domain.ledger import Entry
 from service.domain.usage_record import CRASHED, UsageRecord
 from service.engine.ledger_writer import LedgerStore, LedgerWriter
 from service.errors import StoreUnavailable
-from service.storage.file_ledger import FileLedgerStore
+from service.storage import append_file
+from service.storage.file_ledger import DRAFTS_BYTES, FileLedgerStore
 from service.storage.journal import FileJournal
 from service.storage.redis_ledger import RedisLedgerStore
 from service.telemetry.metrics import Metrics
@@ -43,7 +45,9 @@ async def redis_ledger(
 @pytest.fixture(params=["file", "redis"])
 async def store(request: pytest.FixtureRequest, redis_url: str, tmp_path: Path) -> AsyncIterator[LedgerStore]:
     if request.param == "file":
-        yield FileLedgerStore(tmp_path)
+        by_file = FileLedgerStore(tmp_path)
+        yield by_file
+        by_file.close()
     else:
         async with redis_ledger(redis_url) as made:
             yield made
@@ -173,6 +177,38 @@ async def test_a_file_tells_the_next_process_what_the_last_one_left(tmp_path: Pa
     assert await second.abandoned() == []
     assert {found.id for found in await kept(second)} == {one.id, other.id}
     assert await FileLedgerStore(tmp_path).abandoned() == []
+
+
+async def test_a_file_keeps_what_could_not_be_written_for_another_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = record(), record()
+    store = FileLedgerStore(tmp_path)
+    await store.apply(batch("a", 1, ("open", draft(one.id)), ("open", draft(other.id))))
+    with monkeypatch.context() as patch:
+
+        def full(*_: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patch.setattr(append_file, "_write", full)
+        with pytest.raises(StoreUnavailable):
+            await store.apply(batch("a", 3, ("close", one)))
+    await store.apply(batch("a", 3, ("close", one)))
+    assert await kept(store) == [one]
+    store.close()
+    assert [left.id for left in await FileLedgerStore(tmp_path).abandoned()] == [other.id]
+
+
+async def test_drafts_that_are_over_take_no_space(tmp_path: Path) -> None:
+    store = FileLedgerStore(tmp_path)
+    for number in range(1, 1000, 2):
+        one = record()
+        await store.apply(batch("a", number, ("open", draft(one.id))))
+        await store.apply(batch("a", number + 1, ("close", one)))
+    assert (tmp_path / "drafts.jsonl").stat().st_size < 2 * DRAFTS_BYTES
+    store.close()
+    assert not (tmp_path / "drafts.jsonl").exists()
+    assert len(await kept(store)) == 500
 
 
 def writer(store: LedgerStore, folder: Path, owner: str = "w") -> LedgerWriter:
