@@ -8,7 +8,7 @@ from typing import Protocol
 
 from service.domain.ledger import Batch, Entry
 from service.domain.usage_record import UsageRecord
-from service.errors import StoreUnavailable
+from service.errors import InternalError, StoreUnavailable
 from service.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -19,10 +19,12 @@ RETRY_S = 0.25
 RETRY_MAX_S = 2.0
 BEAT_S = 3.0
 """Without entries, the store is told so often that this process lives."""
+UNWRITABLE = (TypeError, ValueError, OverflowError)
+"""What is raised for a record that has no form in which it could be kept, such as for half of a character."""
 
 
 class LedgerStore(Protocol):
-    """Where the ledger is kept. All of it raises ``StoreUnavailable``."""
+    """Where the ledger is kept. All of it raises ``StoreUnavailable``; for a record without a form, ``UNWRITABLE``."""
 
     async def apply(self, batch: Batch) -> bool:
         """Write what has not been of a batch; False if the store had known its owner, and has forgotten it."""
@@ -49,7 +51,7 @@ class Journal(Protocol):
     """Where batches are kept while the store is away."""
 
     def append(self, batch: Batch) -> None:
-        """Keep a batch so that it outlives this process."""
+        """Keep a batch so that it outlives this process; raise one of ``UNWRITABLE`` where it has no form."""
         ...
 
     def first(self, most: int) -> Batch | None:
@@ -163,19 +165,44 @@ class LedgerWriter:
         batch, futures = self._next_batch()
         try:
             if self._is_away:
-                self._journal.append(batch)
+                self._keep(batch, futures)
             else:
                 await self._apply(batch)
         except StoreUnavailable as error:
             # It may have been carried out: sent again under the same number, it is not made twice.
-            self._journal.append(batch)
+            self._keep(batch, futures)
             self._away(error)
-        except BaseException:
-            self._journal.append(batch)
-            self._is_away = True
-            raise
+        except BaseException as error:
+            self._keep(batch, futures)
+            self._away(error)
+            if not isinstance(error, UNWRITABLE):
+                raise
         finally:
             _end(futures)
+
+    def _keep(self, batch: Batch, futures: Sequence[asyncio.Future[None]]) -> None:
+        """Keep a batch here, without what cannot be written."""
+        try:
+            self._journal.append(batch)
+        except UNWRITABLE:
+            number = batch.number
+            for entry, future in zip(batch.entries, futures, strict=True):
+                try:
+                    self._journal.append(Batch(batch.owner, number, [entry]))
+                    number += 1
+                except UNWRITABLE as error:
+                    self._refuse(entry, future, error)
+            self._number = number  # without a gap, which would say that something was lost
+
+    def _refuse(self, entry: Entry, future: asyncio.Future[None], error: Exception) -> None:
+        extra = {"id": entry.record.id, "kind": entry.kind, "reason": str(error)}
+        logger.error("an entry of the ledger cannot be written", extra=extra)
+        self._metrics.unhandled_errors.labels("ledger").inc()
+        if entry.kind == "open":
+            self._open.pop(entry.record.id, None)
+        if not future.done():
+            future.set_exception(InternalError("no account of this generation can be kept"))
+            future.exception()  # whoever does not wait for it has been told by the log
 
     def _next_batch(self) -> tuple[Batch, list[asyncio.Future[None]]]:
         taken, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
@@ -189,7 +216,7 @@ class LedgerWriter:
         """Keep here what still waits, at once."""
         while self._waiting:
             batch, futures = self._next_batch()
-            self._journal.append(batch)
+            self._keep(batch, futures)
             self._is_away = True
             _end(futures)
 
@@ -213,9 +240,9 @@ class LedgerWriter:
             self._keep_rest()
         self._wake.set()
 
-    def _away(self, error: StoreUnavailable) -> None:
+    def _away(self, error: BaseException) -> None:
         if not self._is_away:
-            logger.warning("the ledger goes to a file: the shared store is away", extra={"error": str(error)})
+            logger.warning("the ledger goes to a file: the shared store did not take it", extra={"error": str(error)})
         self._is_away = True
         self._metrics.ledger_local.set(1)
 

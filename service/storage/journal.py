@@ -55,10 +55,10 @@ class FileJournal:
 
     def append(self, batch: Batch) -> None:
         """See :class:`service.engine.ledger_writer.Journal`."""
+        line = _ENCODER.encode(batch) + b"\n"  # also for memory: what cannot be written is refused at once
         if self._held:
             self._held.append(batch)
             return
-        line = _ENCODER.encode(batch) + b"\n"
         try:
             if self._file is None:
                 self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
