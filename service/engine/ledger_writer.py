@@ -248,12 +248,14 @@ class LedgerWriter:
 
     async def _catch_up(self) -> None:
         """Send what was kept here; once nothing is left, entries go to the store again."""
-        while (batch := self._journal.first(BATCH_MAX)) is not None:
-            try:
+        try:
+            # Where nothing was kept, that there is nothing to send does not tell that the store is back.
+            await self._store.beat(self._owner)
+            while (batch := self._journal.first(BATCH_MAX)) is not None:
                 await self._apply(batch)
-            except StoreUnavailable:
-                return
-            self._journal.drop_first()
+                self._journal.drop_first()
+        except StoreUnavailable:
+            return
         logger.info("the ledger goes to the shared store again")
         self._is_away = False
         self._metrics.ledger_local.set(0)

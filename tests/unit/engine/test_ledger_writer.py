@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from service.domain.ledger import Batch, Entry
 from service.domain.usage_record import UsageRecord
+from service.engine import ledger_writer
 from service.engine.ledger_writer import BATCH_MAX, LedgerWriter
 from service.errors import InternalError, StoreUnavailable
 from service.storage.journal import FileJournal
@@ -25,6 +26,7 @@ class FakeStore:
         self.is_away = False
         self.batches: list[Batch] = []
         self.beats = 0
+        self.refused = 0
 
     async def apply(self, batch: Batch) -> bool:
         """Take it."""
@@ -40,6 +42,7 @@ class FakeStore:
 
     def _answer(self) -> None:
         if self.is_away:
+            self.refused += 1
             raise StoreUnavailable("away")
 
     async def abandoned(self) -> Sequence[UsageRecord]:
@@ -153,3 +156,19 @@ async def test_what_still_waits_at_the_end_is_kept_but_for_what_cannot_be(
     assert [type(result) for result in results] == [InternalError, type(None)]
     assert FileJournal(tmp_path, "w2").left_behind() is None  # it is ours still
     del store
+
+
+async def test_a_process_without_entries_stays_away_until_the_store_answers(
+    writer: LedgerWriter, store: FakeStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(ledger_writer, "BEAT_S", 0.01)
+    monkeypatch.setattr(ledger_writer, "RETRY_S", 0.01)
+    store.is_away = True
+    async with writer.running():
+        await until(lambda: store.refused >= 20)
+        assert caplog.text.count("goes to a file") == 1
+        assert "shared store again" not in caplog.text
+        store.is_away = False
+        await until(lambda: "shared store again" in caplog.text)
+    assert caplog.text.count("goes to a file") == 1
