@@ -19,6 +19,7 @@ from service.errors import StoreUnavailable
 from service.storage import append_file
 from service.storage.file_ledger import DRAFTS_BYTES, FileLedgerStore
 from service.storage.journal import FileJournal
+from service.storage.ledger_places import PLACES_MAX
 from service.storage.redis_ledger import RedisLedgerStore
 from service.telemetry.metrics import Metrics
 from tests.support.redis_server import own_redis
@@ -148,7 +149,9 @@ async def test_who_was_only_cut_off_puts_its_own_record_in_place_of_the_crash(re
 
 async def test_a_file_puts_a_record_in_place_of_the_crash_too(tmp_path: Path) -> None:
     one, other = record(), record()
-    await FileLedgerStore(tmp_path).apply(batch("dead", 1, ("open", draft(one.id)), ("open", draft(other.id))))
+    dead = FileLedgerStore(tmp_path)
+    await dead.apply(batch("dead", 1, ("open", draft(one.id)), ("open", draft(other.id))))
+    dead.close()
     store = FileLedgerStore(tmp_path)
     assert await store.adopt(record(one.id, outcome=CRASHED, calls=()))
     # What the dead one had kept elsewhere comes late.
@@ -171,12 +174,42 @@ async def test_a_file_tells_the_next_process_what_the_last_one_left(tmp_path: Pa
     first = FileLedgerStore(tmp_path)
     await first.apply(batch("a", 1, ("open", one), ("open", other)))
     await first.apply(batch("a", 3, ("close", record(other.id))))
+    first.close()
     second = FileLedgerStore(tmp_path)
     assert [left.id for left in await second.abandoned()] == [one.id]
     assert await second.adopt(record(one.id))
     assert await second.abandoned() == []
     assert {found.id for found in await kept(second)} == {one.id, other.id}
+    second.close()
     assert await FileLedgerStore(tmp_path).abandoned() == []
+
+
+async def test_two_processes_in_one_folder_do_not_mix(tmp_path: Path) -> None:
+    mine, theirs, crashed = record(), record(), draft()
+    first, second = FileLedgerStore(tmp_path), FileLedgerStore(tmp_path)
+    await first.apply(batch("a", 1, ("open", draft(mine.id))))
+    assert await second.abandoned() == []  # it runs
+    await second.apply(batch("b", 1, ("open", draft(theirs.id)), ("close", theirs), ("open", crashed)))
+    await first.apply(batch("a", 2, ("close", mine)))
+    assert {one.id for one in await kept(FileLedgerStore(tmp_path))} == {mine.id, theirs.id}
+    first.close()
+    second.close()
+    # One that comes alone finds what either left.
+    third = FileLedgerStore(tmp_path)
+    assert [left.id for left in await third.abandoned()] == [crashed.id]
+    assert await third.adopt(record(crashed.id, outcome=CRASHED))
+    third.close()
+    assert await FileLedgerStore(tmp_path).abandoned() == []
+
+
+async def test_a_folder_that_too_many_write_to_is_refused(tmp_path: Path) -> None:
+    stores = [FileLedgerStore(tmp_path) for _ in range(PLACES_MAX + 1)]
+    for store in stores[:-1]:
+        await store.abandoned()
+    with pytest.raises(StoreUnavailable, match=r"usage\.dir"):
+        await stores[-1].apply(batch("a", 1, ("record", record())))
+    for store in stores:
+        store.close()
 
 
 async def test_a_file_keeps_what_could_not_be_written_for_another_time(
