@@ -169,6 +169,7 @@ async def open_resources(
             idempotency = MemoryIdempotencyStore(clock)
             job_store = MemoryJobStore(settings.jobs, clock) if takes_jobs(settings) else None
             ledger_store = FileLedgerStore(usage_dir(settings))
+            stack.callback(ledger_store.close)
             limiter = MemoryLimiter(clock=clock)
             tickets = MemoryTicketStore(ttl_s=settings.auth.ticket_ttl_s, clock=clock)
             stream_log = await stack.enter_async_context(

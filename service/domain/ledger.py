@@ -20,10 +20,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Entries that are written together, or not at all."""
+    """Entries that are written together, each unless the store has it. Each has a number, one more than that before."""
 
     owner: str
     """Of the process whose they are."""
     number: int
-    """One more than that of the batch before; the store passes over those that it knows."""
+    """That of the first entry; the store passes over entries whose numbers it knows."""
     entries: Sequence[Entry]

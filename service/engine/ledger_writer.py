@@ -8,7 +8,7 @@ from typing import Protocol
 
 from service.domain.ledger import Batch, Entry
 from service.domain.usage_record import UsageRecord
-from service.errors import StoreUnavailable
+from service.errors import InternalError, StoreUnavailable
 from service.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -19,13 +19,15 @@ RETRY_S = 0.25
 RETRY_MAX_S = 2.0
 BEAT_S = 3.0
 """Without entries, the store is told so often that this process lives."""
+UNWRITABLE = (TypeError, ValueError, OverflowError)
+"""What is raised for a record that has no form in which it could be kept, such as for half of a character."""
 
 
 class LedgerStore(Protocol):
-    """Where the ledger is kept. All of it raises ``StoreUnavailable``."""
+    """Where the ledger is kept. All of it raises ``StoreUnavailable``; for a record without a form, ``UNWRITABLE``."""
 
     async def apply(self, batch: Batch) -> bool:
-        """Write a batch unless it has been; False if the store had known its owner, and has forgotten it."""
+        """Write what has not been of a batch; False if the store had known its owner, and has forgotten it."""
         ...
 
     async def beat(self, owner: str) -> None:
@@ -49,15 +51,15 @@ class Journal(Protocol):
     """Where batches are kept while the store is away."""
 
     def append(self, batch: Batch) -> None:
-        """Keep a batch so that it outlives this process."""
+        """Keep a batch so that it outlives this process; raise one of ``UNWRITABLE`` where it has no form."""
         ...
 
-    def first(self) -> Batch | None:
-        """Return the oldest batch that is kept."""
+    def first(self, most: int) -> Batch | None:
+        """Return the oldest entries that are kept, so many at once, or as many as came as one batch."""
         ...
 
     def drop_first(self) -> None:
-        """Forget it."""
+        """Forget what was returned last."""
         ...
 
     def left_behind(self) -> "Journal | None":
@@ -81,7 +83,8 @@ class LedgerWriter:
         self._journal = journal
         self._metrics = metrics
         self._owner = owner
-        self._number = 0
+        self._number = 1
+        """That of the next entry."""
         self._waiting: list[tuple[Entry, asyncio.Future[None]]] = []
         self._wake = asyncio.Event()
         self._is_away = False
@@ -90,8 +93,6 @@ class LedgerWriter:
         """Whether the task that writes has ended."""
         self._open: dict[str, UsageRecord] = {}
         """Drafts that the store has, or will have."""
-        self._unsure: set[str] = set()
-        """Those that it forgot."""
 
     def put(self, entry: Entry) -> asyncio.Future[None]:
         """Write an entry; the future ends when it is kept, here or in the store."""
@@ -164,64 +165,97 @@ class LedgerWriter:
         batch, futures = self._next_batch()
         try:
             if self._is_away:
-                self._journal.append(batch)
+                self._keep(batch, futures)
             else:
                 await self._apply(batch)
         except StoreUnavailable as error:
             # It may have been carried out: sent again under the same number, it is not made twice.
-            self._journal.append(batch)
+            self._keep(batch, futures)
             self._away(error)
-        except BaseException:
-            self._journal.append(batch)
-            self._is_away = True
-            raise
+        except BaseException as error:
+            self._keep(batch, futures)
+            self._away(error)
+            if not isinstance(error, UNWRITABLE):
+                raise
         finally:
             _end(futures)
 
+    def _keep(self, batch: Batch, futures: Sequence[asyncio.Future[None]]) -> None:
+        """Keep a batch here, without what cannot be written."""
+        try:
+            self._journal.append(batch)
+        except UNWRITABLE:
+            number = batch.number
+            for entry, future in zip(batch.entries, futures, strict=True):
+                try:
+                    self._journal.append(Batch(batch.owner, number, [entry]))
+                    number += 1
+                except UNWRITABLE as error:
+                    self._refuse(entry, future, error)
+            self._number = number  # without a gap, which would say that something was lost
+
+    def _refuse(self, entry: Entry, future: asyncio.Future[None], error: Exception) -> None:
+        extra = {"id": entry.record.id, "kind": entry.kind, "reason": str(error)}
+        logger.error("an entry of the ledger cannot be written", extra=extra)
+        self._metrics.unhandled_errors.labels("ledger").inc()
+        if entry.kind == "open":
+            self._open.pop(entry.record.id, None)
+        if not future.done():
+            future.set_exception(InternalError("no account of this generation can be kept"))
+            future.exception()  # whoever does not wait for it has been told by the log
+
     def _next_batch(self) -> tuple[Batch, list[asyncio.Future[None]]]:
         taken, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
-        self._number += 1
-        entries = [self._noted(entry) for entry, _ in taken]
-        return Batch(self._owner, self._number, entries), [future for _, future in taken]
+        for entry, _ in taken:
+            self._note(entry)
+        batch = Batch(self._owner, self._number, [entry for entry, _ in taken])
+        self._number += len(taken)
+        return batch, [future for _, future in taken]
 
     def _keep_rest(self) -> None:
         """Keep here what still waits, at once."""
         while self._waiting:
             batch, futures = self._next_batch()
-            self._journal.append(batch)
+            self._keep(batch, futures)
             self._is_away = True
             _end(futures)
 
-    def _noted(self, entry: Entry) -> Entry:
+    def _note(self, entry: Entry) -> None:
         record = entry.record
-        if entry.kind == "open":
+        if entry.kind in ("open", "amend"):
             self._open[record.id] = record
         elif entry.kind == "close":
             self._open.pop(record.id, None)
-            if record.id in self._unsure:
-                self._unsure.discard(record.id)
-                return Entry("record", record)
-        return entry
 
     async def _apply(self, batch: Batch) -> None:
         if not await self._store.apply(batch):
             logger.error("the shared store has lost the ledger's drafts", extra={"drafts": len(self._open)})
-            self._unsure.update(self._open)
+            self._open_again()
 
-    def _away(self, error: StoreUnavailable) -> None:
+    def _open_again(self) -> None:
+        """Write the drafts of what runs anew, before all that waits, which may close them."""
+        future = asyncio.get_running_loop().create_future
+        self._waiting[:0] = [(Entry("amend", draft), future()) for draft in self._open.values()]
+        if self._is_over:
+            self._keep_rest()
+        self._wake.set()
+
+    def _away(self, error: BaseException) -> None:
         if not self._is_away:
-            logger.warning("the ledger goes to a file: the shared store is away", extra={"error": str(error)})
+            logger.warning("the ledger goes to a file: the shared store did not take it", extra={"error": str(error)})
         self._is_away = True
         self._metrics.ledger_local.set(1)
 
     async def _catch_up(self) -> None:
         """Send what was kept here; once nothing is left, entries go to the store again."""
-        while (batch := self._journal.first()) is not None:
-            try:
+        try:
+            # Where nothing was kept, that there is nothing to send does not tell that the store is back.
+            await self._store.beat(self._owner)
+            while (batch := self._journal.first(BATCH_MAX)) is not None:
                 await self._apply(batch)
-            except StoreUnavailable:
-                return
-            self._journal.drop_first()
+                self._journal.drop_first()
+        except StoreUnavailable:
+            return
         logger.info("the ledger goes to the shared store again")
         self._is_away = False
         self._metrics.ledger_local.set(0)
@@ -235,7 +269,7 @@ class LedgerWriter:
         if self._is_away:
             return
         while (left := self._journal.left_behind()) is not None:
-            while (batch := left.first()) is not None:
+            while (batch := left.first(BATCH_MAX)) is not None:
                 try:
                     await self._store.apply(batch)
                 except StoreUnavailable:

@@ -4,7 +4,9 @@ import fcntl
 import logging
 import os
 from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -14,9 +16,21 @@ from service.domain.ledger import Batch
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".journal"
+READ_BYTES = 1 << 18
+"""What is read of a file at once: some hundred entries."""
 
 _ENCODER = msgspec.json.Encoder()
 _DECODER = msgspec.json.Decoder(Batch)
+
+
+@dataclass(frozen=True, slots=True)
+class _Oldest:
+    """What is to be sent next."""
+
+    batch: Batch
+    end: int
+    """Where it ends: in the file, or among what is held in memory."""
+    is_held: bool
 
 
 class FileJournal:
@@ -36,15 +50,15 @@ class FileJournal:
         """What could not be written."""
         self._is_told = False
         """Whether the log has been told that the file cannot be written."""
-        self._first: tuple[Batch, int] | None = None
+        self._first: _Oldest | None = None
         self._inherited: FileJournal | None = None
 
     def append(self, batch: Batch) -> None:
         """See :class:`service.engine.ledger_writer.Journal`."""
+        line = _ENCODER.encode(batch) + b"\n"  # also for memory: what cannot be written is refused at once
         if self._held:
             self._held.append(batch)
             return
-        line = _ENCODER.encode(batch) + b"\n"
         try:
             if self._file is None:
                 self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -63,33 +77,37 @@ class FileJournal:
             self._is_told = True
             self._held.append(batch)
 
-    def first(self) -> Batch | None:
+    def first(self, most: int) -> Batch | None:
         """See :class:`service.engine.ledger_writer.Journal`."""
-        if self._first is None and self._file is not None:
-            self._first = self._read()
-        if self._first is not None:
-            return self._first[0]
-        return self._held[0] if self._held else None
+        if self._first is None:
+            # What could not be written is younger than all that was.
+            self._first = _merged(self._lines(), most, is_held=False) or _merged(
+                zip(self._held, range(1, len(self._held) + 1), strict=True), most, is_held=True
+            )
+        return None if self._first is None else self._first.batch
 
     def drop_first(self) -> None:
         """See :class:`service.engine.ledger_writer.Journal`."""
-        if self._first is None:
-            self._held.popleft()
+        first, self._first = self._first, None
+        if first is None:
             return
-        self._at = self._first[1]
-        self._first = None
+        if first.is_held:
+            for _ in range(first.end):
+                self._held.popleft()
+            return
+        self._at = first.end
         if self._file is not None and self._at >= os.fstat(self._file).st_size:
             self._remove()
 
     def left_behind(self) -> "FileJournal | None":
         """See :class:`service.engine.ledger_writer.Journal`."""
-        if self._inherited is not None and self._inherited.first() is not None:
+        if self._inherited is not None and self._inherited.first(1) is not None:
             return self._inherited
         self._inherited = None
         with suppress(OSError):
             for path in sorted(self._folder.glob(f"*{SUFFIX}")):
                 if path != self._path and (found := _locked(path)) is not None:
-                    if found.first() is None:
+                    if found.first(1) is None:
                         found._remove()  # noqa: SLF001 - one of ours
                         continue
                     self._inherited = found
@@ -104,24 +122,24 @@ class FileJournal:
             os.close(self._file)
             self._file = None
 
-    def _read(self) -> tuple[Batch, int] | None:
-        """Return the batch at the present place and where it ends; a line that was not finished is none."""
-        if self._file is None:
-            return None
-        line = b""
+    def _lines(self) -> Iterator[tuple[Batch, int]]:
+        """Yield the batches of the file that are still needed, and where each ends; an unfinished line is none."""
         at = self._at
-        while not line.endswith(b"\n"):
-            piece = os.pread(self._file, 1 << 16, at + len(line))
-            if not piece:
-                return None
-            newline = piece.find(b"\n")
-            line += piece if newline < 0 else piece[: newline + 1]
-        try:
-            return _DECODER.decode(line), at + len(line)
-        except msgspec.DecodeError:
-            logger.exception("a line of the ledger's file cannot be read", extra={"path": str(self._path), "at": at})
-            self._at = at + len(line)
-            return self._read()
+        rest = b""
+        while self._file is not None and (piece := os.pread(self._file, READ_BYTES, at + len(rest))):
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                end = at + len(line) + 1
+                try:
+                    yield _DECODER.decode(line), end
+                except msgspec.DecodeError:
+                    self._pass_over(at, end)
+                at = end
+
+    def _pass_over(self, at: int, end: int) -> None:
+        logger.error("a line of the ledger's file cannot be read", extra={"path": str(self._path), "at": at})
+        if at == self._at:
+            self._at = end
 
     def _remove(self) -> None:
         if self._file is None:
@@ -151,3 +169,18 @@ def _locked(path: Path) -> FileJournal | None:
     journal = FileJournal(path.parent, path.name.removesuffix(SUFFIX))
     journal._file = file  # noqa: SLF001 - one of ours
     return journal
+
+
+def _merged(found: Iterable[tuple[Batch, int]], most: int, *, is_held: bool) -> _Oldest | None:
+    """Put together what follows without a gap in the numbers: one tells the store that something is lost."""
+    oldest: _Oldest | None = None
+    for batch, end in found:
+        if oldest is None:
+            oldest = _Oldest(batch, end, is_held)
+            continue
+        before = oldest.batch
+        length = len(before.entries)
+        if batch.number != before.number + length or length + len(batch.entries) > most:
+            break
+        oldest = _Oldest(Batch(before.owner, before.number, [*before.entries, *batch.entries]), end, is_held)
+    return oldest

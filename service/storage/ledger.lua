@@ -1,12 +1,22 @@
--- The ledger: drafts, records, and the number of each process's last batch. All of it in one slot.
+-- The ledger: drafts, records, and the number of each process's last entry. All of it in one slot.
 -- KEYS: drafts (hash by id: "owner\njson"), records (stream), last (hash by owner)
 -- ARGV: operation, and what it takes
 
 local drafts, records, last = KEYS[1], KEYS[2], KEYS[3]
-local alive = string.sub(drafts, 1, -7) .. "alive:"
+local prefix = string.sub(drafts, 1, -7)
+local alive, crashed = prefix .. "alive:", prefix .. "crashed:"
 
 local function write(json)
-    redis.call("XADD", records, "*", "r", json)
+    return redis.call("XADD", records, "*", "r", json)
+end
+
+-- Take back what was written for a process that was taken for dead and is not, or that had kept its word elsewhere.
+local function withdraw(id)
+    local at = redis.call("GET", crashed .. id)
+    if at then
+        redis.call("XDEL", records, at)
+        redis.call("DEL", crashed .. id)
+    end
 end
 
 local function forget_old(kept_ms, most)
@@ -16,29 +26,36 @@ local function forget_old(kept_ms, most)
     redis.call("XTRIM", records, "MINID", "~", string.format("%.0f", now_ms - kept_ms))
 end
 
--- owner, number, lease_ms, kept_ms, most, then kind, id, json for each entry; 0 if the owner's drafts are lost
+-- owner, number of the first entry, lease_ms, kept_ms, most, then kind, id, json for each entry, whose numbers follow
+-- each other; 0 if the owner's drafts are lost
 local function apply()
     local owner, number, lease_ms, kept_ms, most = ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5]), ARGV[6]
     local known = tonumber(redis.call("HGET", last, owner) or "0")
-    if number <= known then
+    local newest = number + (#ARGV - 6) / 3 - 1
+    if newest <= known then
         return 1
     end
     -- A store that is back from an older state knows an older number: what came in between is gone, drafts too.
     local is_lost = number > known + 1
-    for place = 7, #ARGV, 3 do
+    -- What is sent on after an outage may hold, at its beginning, what came through before it.
+    for place = 7 + 3 * math.max(0, known + 1 - number), #ARGV, 3 do
         local kind, id, json = ARGV[place], ARGV[place + 1], ARGV[place + 2]
         if kind == "open" then
             redis.call("HSET", drafts, id, owner .. "\n" .. json)
         elseif kind == "amend" then
-            if redis.call("HEXISTS", drafts, id) == 1 then
-                redis.call("HSET", drafts, id, owner .. "\n" .. json)
+            if redis.call("HSET", drafts, id, owner .. "\n" .. json) == 1 then
+                withdraw(id)
             end
-        elseif redis.call("HDEL", drafts, id) == 1 or kind == "record" or is_lost then
+        else
+            -- Where its draft is gone, with a store's data or to who took its owner for dead, its word is the true one.
+            if kind == "close" and redis.call("HDEL", drafts, id) == 0 then
+                withdraw(id)
+            end
             write(json)
         end
     end
     forget_old(kept_ms, most)
-    redis.call("HSET", last, owner, number)
+    redis.call("HSET", last, owner, string.format("%.0f", newest))
     redis.call("SET", alive .. owner, "1", "PX", lease_ms)
     return is_lost and 0 or 1
 end
@@ -71,7 +88,7 @@ local function adopt()
     if redis.call("HDEL", drafts, ARGV[2]) == 0 then
         return 0
     end
-    write(ARGV[3])
+    redis.call("SET", crashed .. ARGV[2], write(ARGV[3]), "PX", ARGV[4])
     forget_old(tonumber(ARGV[4]), ARGV[5])
     return 1
 end

@@ -70,9 +70,11 @@ TABLES = ("llm_api_usage", "llm_api_usage_position", "llm_api_usage_aside")
 COLUMNS = (*columns_of(UsageRecord("", "", 0.0, "", "", "")), "record")
 INSERT = (
     f"INSERT INTO llm_api_usage ({', '.join(COLUMNS)}) "  # noqa: S608 - our own names and numbers
-    f"VALUES ({', '.join(f'${number}' for number in range(1, len(COLUMNS) + 1))}) ON CONFLICT (id) DO NOTHING"
+    f"VALUES ({', '.join(f'${number}' for number in range(1, len(COLUMNS) + 1))}) "
+    f"ON CONFLICT (id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in COLUMNS if name != 'id')}"
 )
-"""The columns by their names: a table may have got more of them since."""
+"""The columns by their names: a table may have got more of them since. A record that comes late takes the place of the
+one that said ``crashed``."""
 
 
 class UnwritableError(Exception):

@@ -1,6 +1,7 @@
 """What every store of the ledger keeps its word about, and what only a fleet's has to."""
 
 import asyncio
+import errno
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -12,11 +13,13 @@ from pydantic import SecretStr
 
 from service.config import RedisSettings, UsageSettings
 from service.domain.ledger import Entry
-from service.domain.usage_record import UsageRecord
+from service.domain.usage_record import CRASHED, UsageRecord
 from service.engine.ledger_writer import LedgerStore, LedgerWriter
 from service.errors import StoreUnavailable
-from service.storage.file_ledger import FileLedgerStore
+from service.storage import append_file
+from service.storage.file_ledger import DRAFTS_BYTES, FileLedgerStore
 from service.storage.journal import FileJournal
+from service.storage.ledger_places import PLACES_MAX
 from service.storage.redis_ledger import RedisLedgerStore
 from service.telemetry.metrics import Metrics
 from tests.support.redis_server import own_redis
@@ -43,7 +46,9 @@ async def redis_ledger(
 @pytest.fixture(params=["file", "redis"])
 async def store(request: pytest.FixtureRequest, redis_url: str, tmp_path: Path) -> AsyncIterator[LedgerStore]:
     if request.param == "file":
-        yield FileLedgerStore(tmp_path)
+        by_file = FileLedgerStore(tmp_path)
+        yield by_file
+        by_file.close()
     else:
         async with redis_ledger(redis_url) as made:
             yield made
@@ -87,13 +92,6 @@ async def test_a_record_comes_in_exchange_for_its_draft(store: LedgerStore) -> N
     assert await kept(store) == [one]
 
 
-async def test_a_record_is_written_once(store: LedgerStore) -> None:
-    one = record()
-    await store.apply(batch("a", 1, ("open", draft(one.id)), ("close", one)))
-    await store.apply(batch("a", 2, ("close", one)))
-    assert await kept(store) == [one]
-
-
 async def test_what_was_refused_needs_no_draft(store: LedgerStore) -> None:
     one = record(outcome="rate_limited", calls=())
     await store.apply(batch("a", 1, ("record", one)))
@@ -116,6 +114,16 @@ async def test_a_batch_that_is_sent_again_is_passed_over(redis_url: str) -> None
         assert await kept(store) == [one]
 
 
+async def test_of_what_is_sent_on_the_part_that_came_through_is_passed_over(redis_url: str) -> None:
+    ones = [record() for _ in range(5)]
+    async with redis_ledger(redis_url) as store:
+        assert await store.apply(batch("a", 1, ("record", ones[0]), ("record", ones[1])))
+        assert await store.apply(batch("a", 3, ("record", ones[2])))
+        assert await store.apply(batch("a", 2, *(("record", one) for one in ones[1:])))
+        assert await store.apply(batch("a", 2, *(("record", one) for one in ones[1:])))
+        assert await kept(store) == ones
+
+
 async def test_drafts_of_the_dead_are_found_and_written_once(redis_url: str) -> None:
     one = draft()
     async with redis_ledger(redis_url, lease_s=LEASE_S) as store:
@@ -124,9 +132,32 @@ async def test_drafts_of_the_dead_are_found_and_written_once(redis_url: str) -> 
         await until(lambda: any_abandoned(store))
         assert await store.adopt(record(one.id))
         assert not await store.adopt(record(one.id))
-        # The owner was only slow: its own record comes too late.
-        await store.apply(batch("dead", 2, ("close", record(one.id))))
         assert len(await kept(store)) == 1
+
+
+async def test_who_was_only_cut_off_puts_its_own_record_in_place_of_the_crash(redis_url: str) -> None:
+    lost, settled = record(), record()
+    async with redis_ledger(redis_url) as store:
+        await store.apply(batch("slow", 1, ("open", draft(lost.id)), ("open", draft(settled.id))))
+        for one in (lost, settled):
+            assert await store.adopt(record(one.id, outcome=CRASHED, calls=()))
+        assert [found.outcome for found in await kept(store)] == [CRASHED, CRASHED]
+        await store.apply(batch("slow", 3, ("amend", settled), ("close", lost), ("close", settled)))
+        assert await kept(store) == [lost, settled]
+        assert not await store.adopt(record(settled.id, outcome=CRASHED))
+
+
+async def test_a_file_puts_a_record_in_place_of_the_crash_too(tmp_path: Path) -> None:
+    one, other = record(), record()
+    dead = FileLedgerStore(tmp_path)
+    await dead.apply(batch("dead", 1, ("open", draft(one.id)), ("open", draft(other.id))))
+    dead.close()
+    store = FileLedgerStore(tmp_path)
+    assert await store.adopt(record(one.id, outcome=CRASHED, calls=()))
+    # What the dead one had kept elsewhere comes late.
+    await store.apply(batch("dead", 3, ("close", one), ("close", other)))
+    assert await kept(store) == [one, other]
+    assert await store.abandoned() == []
 
 
 async def test_a_process_that_beats_keeps_its_drafts(redis_url: str) -> None:
@@ -142,13 +173,75 @@ async def test_a_file_tells_the_next_process_what_the_last_one_left(tmp_path: Pa
     one, other = draft(), draft()
     first = FileLedgerStore(tmp_path)
     await first.apply(batch("a", 1, ("open", one), ("open", other)))
-    await first.apply(batch("a", 2, ("close", record(other.id))))
+    await first.apply(batch("a", 3, ("close", record(other.id))))
+    first.close()
     second = FileLedgerStore(tmp_path)
     assert [left.id for left in await second.abandoned()] == [one.id]
     assert await second.adopt(record(one.id))
     assert await second.abandoned() == []
     assert {found.id for found in await kept(second)} == {one.id, other.id}
+    second.close()
     assert await FileLedgerStore(tmp_path).abandoned() == []
+
+
+async def test_two_processes_in_one_folder_do_not_mix(tmp_path: Path) -> None:
+    mine, theirs, crashed = record(), record(), draft()
+    first, second = FileLedgerStore(tmp_path), FileLedgerStore(tmp_path)
+    await first.apply(batch("a", 1, ("open", draft(mine.id))))
+    assert await second.abandoned() == []  # it runs
+    await second.apply(batch("b", 1, ("open", draft(theirs.id)), ("close", theirs), ("open", crashed)))
+    await first.apply(batch("a", 2, ("close", mine)))
+    assert {one.id for one in await kept(FileLedgerStore(tmp_path))} == {mine.id, theirs.id}
+    first.close()
+    second.close()
+    # One that comes alone finds what either left.
+    third = FileLedgerStore(tmp_path)
+    assert [left.id for left in await third.abandoned()] == [crashed.id]
+    assert await third.adopt(record(crashed.id, outcome=CRASHED))
+    third.close()
+    assert await FileLedgerStore(tmp_path).abandoned() == []
+
+
+async def test_a_folder_that_too_many_write_to_is_refused(tmp_path: Path) -> None:
+    stores = [FileLedgerStore(tmp_path) for _ in range(PLACES_MAX + 1)]
+    for store in stores[:-1]:
+        await store.abandoned()
+    with pytest.raises(StoreUnavailable, match=r"usage\.dir"):
+        await stores[-1].apply(batch("a", 1, ("record", record())))
+    for store in stores:
+        store.close()
+
+
+async def test_a_file_keeps_what_could_not_be_written_for_another_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = record(), record()
+    store = FileLedgerStore(tmp_path)
+    await store.apply(batch("a", 1, ("open", draft(one.id)), ("open", draft(other.id))))
+    with monkeypatch.context() as patch:
+
+        def full(*_: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patch.setattr(append_file, "_write", full)
+        with pytest.raises(StoreUnavailable):
+            await store.apply(batch("a", 3, ("close", one)))
+    await store.apply(batch("a", 3, ("close", one)))
+    assert await kept(store) == [one]
+    store.close()
+    assert [left.id for left in await FileLedgerStore(tmp_path).abandoned()] == [other.id]
+
+
+async def test_drafts_that_are_over_take_no_space(tmp_path: Path) -> None:
+    store = FileLedgerStore(tmp_path)
+    for number in range(1, 1000, 2):
+        one = record()
+        await store.apply(batch("a", number, ("open", draft(one.id))))
+        await store.apply(batch("a", number + 1, ("close", one)))
+    assert (tmp_path / "drafts.jsonl").stat().st_size < 2 * DRAFTS_BYTES
+    store.close()
+    assert not (tmp_path / "drafts.jsonl").exists()
+    assert len(await kept(store)) == 500
 
 
 def writer(store: LedgerStore, folder: Path, owner: str = "w") -> LedgerWriter:
@@ -249,6 +342,42 @@ async def test_a_store_that_is_back_from_an_older_state_loses_no_record_of_what_
         assert await kept(store) == [second, first]
 
 
+async def test_a_store_that_comes_back_empty_loses_no_record_of_what_ended_in_its_absence(tmp_path: Path) -> None:
+    with own_redis(tmp_path) as redis:
+        async with redis_ledger(redis.url) as store:
+            ledger = writer(store, tmp_path)
+            ones = [record() for _ in range(3)]
+            running = draft()
+            async with ledger.running():
+                for one in (*ones, running):
+                    await ledger.put(Entry("open", draft(one.id)))
+                redis.kill()
+                for one in ones:  # a batch each
+                    await ledger.put(Entry("close", one))
+                with own_redis(tmp_path):
+                    await until(lambda: none_left(tmp_path))
+                    assert await kept(store) == ones
+                    # What still runs has its draft again, for whoever finds its process dead.
+                    await until(lambda: adopted(store, running))
+
+
+async def test_a_store_that_comes_back_empty_loses_no_record_of_who_died_in_its_absence(
+    tmp_path: Path, redis_url: str
+) -> None:
+    ones = [record() for _ in range(3)]
+    dead = FileJournal(tmp_path, "dead")
+    for number, one in enumerate(ones, start=4):  # the drafts came before, and are gone
+        dead.append(batch("dead", number, ("close", one)))
+    dead.release()
+    async with redis_ledger(redis_url) as store, writer(store, tmp_path).running():
+        await until(lambda: none_left(tmp_path))
+        assert await kept(store) == ones
+
+
+async def adopted(store: LedgerStore, one: UsageRecord) -> bool:
+    return await store.adopt(record(one.id, outcome=CRASHED))
+
+
 def test_a_journal_that_cannot_be_written_keeps_what_it_gets_and_says_so_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -258,17 +387,46 @@ def test_a_journal_that_cannot_be_written_keeps_what_it_gets_and_says_so_once(
     for _ in range(2):  # once all is sent on, it is tried again
         for one in ones:
             journal.append(one)
-        assert journal.first() == ones[0]
-        journal.drop_first()
+        assert journal.first(256) == batch("w", 1, *(("record", one.entries[0].record) for one in ones))
         journal.drop_first()
     assert caplog.text.count("usage.dir") == 1
     for one in ones:
         journal.append(one)
-    assert journal.first() == ones[0]
+    assert journal.first(1) == ones[0]
     journal.drop_first()
-    assert journal.first() == ones[1]
+    assert journal.first(1) == ones[1]
     journal.drop_first()
-    assert journal.first() is None
+    assert journal.first(256) is None
+
+
+def test_a_journal_puts_together_what_follows_without_a_gap(tmp_path: Path) -> None:
+    journal = FileJournal(tmp_path, "w")
+    ones = [record() for _ in range(6)]
+    for number, one in zip((1, 2, 3, 5, 6), ones, strict=False):
+        journal.append(batch("w", number, ("record", one)))
+    assert journal.first(2) == batch("w", 1, ("record", ones[0]), ("record", ones[1]))
+    journal.append(batch("w", 7, ("record", ones[5])))
+    journal.drop_first()
+    assert journal.first(256) == batch("w", 3, ("record", ones[2]))  # the fourth is lost, and the store is to see it
+    journal.drop_first()
+    assert journal.first(256) == batch("w", 5, *(("record", one) for one in ones[3:]))
+    journal.drop_first()
+    assert journal.first(256) is None
+    assert journals(tmp_path) == []
+
+
+def test_a_journal_passes_over_a_line_that_it_cannot_read(tmp_path: Path) -> None:
+    journal = FileJournal(tmp_path, "w")
+    ones = [batch("w", number, ("record", record(model="m" * 200_000))) for number in (1, 3, 5)]
+    journal.append(ones[0])
+    for one in ones[1:]:
+        with (tmp_path / "w.journal").open("ab") as file:
+            file.write(b"{}\n")
+        journal.append(one)
+    for one in ones:
+        assert journal.first(256) == one
+        journal.drop_first()
+    assert journals(tmp_path) == []
 
 
 def test_a_line_that_was_not_finished_is_none(tmp_path: Path) -> None:
@@ -280,6 +438,6 @@ def test_a_line_that_was_not_finished_is_none(tmp_path: Path) -> None:
         file.write(b'{"owner":"w","num')
     left = FileJournal(tmp_path, "other").left_behind()
     assert left is not None
-    assert left.first() == one
+    assert left.first(256) == one
     left.drop_first()
-    assert left.first() is None
+    assert left.first(256) is None

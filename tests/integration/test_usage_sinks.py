@@ -101,6 +101,15 @@ async def test_a_record_that_the_database_refuses_is_set_aside_and_stops_no_othe
     assert (row["position"], row["record"]) == ("3-0", record_as_json(bad))
 
 
+async def test_a_record_that_comes_late_takes_the_place_of_the_crash(sink: PostgresUsage) -> None:
+    log = Log(0)
+    log.entries = [("1-0", record("x", outcome="crashed", calls=()))]
+    assert (await sink.drain(log.read)).count == 1
+    log.entries.append(("2-0", true := record("x")))
+    assert (await sink.drain(log.read)).count == 1
+    assert await stored(sink) == [true]
+
+
 async def test_one_process_at_a_time_drains(sink: PostgresUsage, postgres_url: str) -> None:
     log = Log(30)
     begun, go_on = asyncio.Event(), asyncio.Event()
@@ -165,8 +174,8 @@ async def test_a_role_that_may_make_no_tables_writes_into_those_that_are_there(
     await sink.drain(Log(0).read)
     owner = await asyncpg.connect(postgres_url)
     await owner.execute("DROP ROLE IF EXISTS filler; CREATE ROLE filler LOGIN")
-    await owner.execute("GRANT SELECT, INSERT ON llm_api_usage, llm_api_usage_aside TO filler")
-    await owner.execute("GRANT SELECT, INSERT, UPDATE ON llm_api_usage_position TO filler")
+    await owner.execute("GRANT SELECT, INSERT ON llm_api_usage_aside TO filler")
+    await owner.execute("GRANT SELECT, INSERT, UPDATE ON llm_api_usage, llm_api_usage_position TO filler")
     try:
         async with PostgresUsage(SecretStr(as_role(postgres_url, "filler"))).opened() as other:
             assert [(await other.drain(Log(15).read)).count for _ in range(3)] == [10, 5, 0]

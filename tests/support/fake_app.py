@@ -122,6 +122,7 @@ class _Parts:
                 await stack.enter_async_context(stream_log.opened())
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ledger-"))
                 ledger = FileLedgerStore(Path(folder))
+                stack.callback(ledger.close)
                 fakes = {"fake": self.provider, "backup": self.backup}
                 pool = ProviderPool(lambda name, _: nullcontext(fakes[name]), self.clock)
                 resources = await assemble(
