@@ -2,11 +2,28 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from service.domain.usage_record import UsageRecord
 
 Page = Sequence[tuple[str, UsageRecord]]
 """Records with their positions in the ledger, in order."""
+PAGE = 500
+"""Records in a full one."""
+START = "0-0"
+"""The position before the first record."""
+
+
+class UsageLog(Protocol):
+    """The records of the ledger, in the order in which they were written."""
+
+    async def ledger_id(self) -> str:
+        """Return what this ledger alone has: positions of one mean nothing in another. Raises ``StoreUnavailable``."""
+        ...
+
+    async def page(self, ledger_id: str, after: str) -> Page:
+        """Return what follows a position of this ledger. Raises ``StoreUnavailable``, also where it is another now."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Where records go for good: a table in PostgreSQL, 13 or newer."""
 
 import importlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -10,16 +10,15 @@ import msgspec
 from pydantic import SecretStr
 
 from service.domain.usage_columns import columns_of
-from service.domain.usage_page import Page, SetAside, Taken
+from service.domain.usage_page import PAGE, START, Page, SetAside, Taken, UsageLog
 from service.domain.usage_record import UsageRecord
 from service.errors import StoreUnavailable
 from service.storage.usage_json import record_as_json, record_of_json
 
 TIMEOUT_S = 10.0
 CONNECTIONS_MAX = 2
-LOCK = 7_205_759_403_792_793
-"""The number of the advisory lock by which one process at a time drains."""
-PAGE = 500
+LOCK = "SELECT pg_try_advisory_xact_lock(hashtextextended($1, 7205759403792793))"
+"""One process at a time drains a ledger."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS llm_api_usage (
@@ -56,17 +55,19 @@ CREATE TABLE IF NOT EXISTS llm_api_usage (
 );
 CREATE INDEX IF NOT EXISTS llm_api_usage_ended_at ON llm_api_usage (ended_at);
 CREATE INDEX IF NOT EXISTS llm_api_usage_principal ON llm_api_usage (principal, ended_at);
-CREATE TABLE IF NOT EXISTS llm_api_usage_position (only_row boolean PRIMARY KEY DEFAULT true, position text NOT NULL);
+CREATE TABLE IF NOT EXISTS llm_api_usage_positions (ledger text PRIMARY KEY, position text NOT NULL);
 CREATE TABLE IF NOT EXISTS llm_api_usage_aside (
-    position text PRIMARY KEY,
+    ledger text NOT NULL,
+    position text NOT NULL,
     set_aside_at timestamptz NOT NULL DEFAULT now(),
     reason text NOT NULL,
-    record bytea NOT NULL
+    record bytea NOT NULL,
+    PRIMARY KEY (ledger, position)
 );
 """
-"""``record`` is the record as the ledger has it, each call included."""
+"""``record`` is the record as the ledger has it, each call included. Several ledgers may share the tables."""
 
-TABLES = ("llm_api_usage", "llm_api_usage_position", "llm_api_usage_aside")
+TABLES = ("llm_api_usage", "llm_api_usage_positions", "llm_api_usage_aside")
 COLUMNS = (*columns_of(UsageRecord("", "", 0.0, "", "", "")), "record")
 INSERT = (
     f"INSERT INTO llm_api_usage ({', '.join(COLUMNS)}) "  # noqa: S608 - our own names and numbers
@@ -102,45 +103,48 @@ class PostgresUsage:
             if self._pool is not None:
                 await self._pool.close()
 
-    async def drain(self, read: Callable[[str], Awaitable[Page]]) -> Taken:
+    async def drain(self, log: UsageLog) -> Taken:
         """Take the page that follows what is there, if no other process does just now.
 
         The position among the records is kept in the same transaction, so that none is lost and none taken twice.
         """
+        ledger = await log.ledger_id()
         async with self._connection() as connection, connection.transaction():
-            if not await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", LOCK):
+            if not await connection.fetchval(LOCK, ledger):
                 return Taken()
-            after = await connection.fetchval("SELECT position FROM llm_api_usage_position")
-            page = await read(after or "0-0")
+            after = await connection.fetchval("SELECT position FROM llm_api_usage_positions WHERE ledger = $1", ledger)
+            page = await log.page(ledger, after or START)
             if not page:
                 return Taken()
-            aside = await self._insert(connection, page)
+            aside = await self._insert(connection, ledger, page)
             await connection.execute(
-                "INSERT INTO llm_api_usage_position (position) VALUES ($1) "
-                "ON CONFLICT (only_row) DO UPDATE SET position = excluded.position",
+                "INSERT INTO llm_api_usage_positions (ledger, position) VALUES ($1, $2) "
+                "ON CONFLICT (ledger) DO UPDATE SET position = excluded.position",
+                ledger,
                 page[-1][0],
             )
             return Taken(len(page), aside)
 
-    async def _insert(self, connection: Any, page: Page) -> tuple[SetAside, ...]:
+    async def _insert(self, connection: Any, ledger: str, page: Page) -> tuple[SetAside, ...]:
         """Insert all; where the database refuses that, one by one, and set aside what it refuses by itself."""
         try:
             async with connection.transaction():
                 await connection.executemany(INSERT, [_row(record) for _, record in page])
         except self._refusals:
-            found = [await self._insert_one(connection, position, record) for position, record in page]
+            found = [await self._insert_one(connection, ledger, position, record) for position, record in page]
             return tuple(one for one in found if one is not None)
         return ()
 
-    async def _insert_one(self, connection: Any, position: str, record: UsageRecord) -> SetAside | None:
+    async def _insert_one(self, connection: Any, ledger: str, position: str, record: UsageRecord) -> SetAside | None:
         try:
             async with connection.transaction():
                 await connection.execute(INSERT, *_row(record))
         except self._refusals as error:
             reason = type(error).__name__
             await connection.execute(
-                "INSERT INTO llm_api_usage_aside (position, reason, record) VALUES ($1, $2, $3) "
-                "ON CONFLICT (position) DO NOTHING",
+                "INSERT INTO llm_api_usage_aside (ledger, position, reason, record) VALUES ($1, $2, $3, $4) "
+                "ON CONFLICT (ledger, position) DO NOTHING",
+                ledger,
                 position,
                 reason,
                 record_as_json(record),

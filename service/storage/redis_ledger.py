@@ -1,5 +1,6 @@
 """The ledger of a fleet in Redis: one script for all that changes it."""
 
+import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -11,7 +12,9 @@ from redis.commands.core import AsyncScript
 
 from service.config import RedisSettings, UsageSettings
 from service.domain.ledger import Batch
+from service.domain.usage_page import PAGE, Page
 from service.domain.usage_record import UsageRecord
+from service.errors import StoreUnavailable
 from service.storage.redis import close_redis, redis_client, redis_errors
 from service.storage.usage_json import record_as_json, record_of_json
 
@@ -19,8 +22,6 @@ SCRIPT = files("service.storage").joinpath("ledger.lua").read_text("utf-8")
 PREFIX = "{llm-api:usage}:"
 """The braces put all keys into one slot of a Redis Cluster, so that a script may touch them together."""
 MAX_CONNECTIONS = 4
-PAGE = 500
-"""Records that are read at once."""
 SCAN = 200
 SKEW_S = 60.0
 """By how much a process's clock may be before the store's."""
@@ -33,6 +34,8 @@ class RedisLedgerStore:
         self._redis = redis
         self._settings = settings
         self._keys = [f"{prefix}drafts", f"{prefix}records", f"{prefix}last"]
+        self._about = f"{prefix}about"
+        self._id: str | None = None
         self._silent_since: dict[str, float] = {}
         """Of each owner, from when on nobody has heard of it, on the monotonic clock."""
 
@@ -89,6 +92,26 @@ class RedisLedgerStore:
         async for _, record in self.follow(f"{max(0, int((since - SKEW_S) * 1_000))}-0"):
             if record.ended_at is not None and since <= record.ended_at < until:
                 yield record
+
+    async def ledger_id(self) -> str:
+        """See :class:`service.domain.usage_page.UsageLog`. Drawn once for a store, and lost with what is in it."""
+        if self._id is None:
+            with redis_errors():
+                await self._client.hsetnx(self._about, "id", secrets.token_hex(8))
+                self._id = (await self._client.hget(self._about, "id")).decode()  # type: ignore[union-attr]
+        return self._id
+
+    async def page(self, ledger_id: str, after: str) -> Page:
+        """See :class:`service.domain.usage_page.UsageLog`. The id is asked in the round trip that reads."""
+        with redis_errors():
+            async with self._client.pipeline(transaction=True) as pipe:
+                pipe.hget(self._about, "id")
+                pipe.xrange(self._keys[1], min=f"({after}", max="+", count=PAGE)
+                found, entries = await pipe.execute()
+        if found is None or found.decode() != ledger_id:
+            self._id = None
+            raise StoreUnavailable("the ledger's store is another one than before, or lost what it had")
+        return [(entry_id.decode(), record_of_json(fields[b"r"])) for entry_id, fields in entries]
 
     async def follow(self, after: str) -> AsyncIterator[tuple[str, UsageRecord]]:
         """Yield the records after this id of the stream, with their ids, to its present end."""

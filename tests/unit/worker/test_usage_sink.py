@@ -1,24 +1,23 @@
 """Draining the ledger: what is said of it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.domain.usage_page import Page, SetAside, Taken
-from service.domain.usage_record import UsageRecord
+from service.domain.usage_page import Page, SetAside, Taken, UsageLog
 from service.errors import StoreUnavailable
 from service.telemetry.metrics import Metrics
 from service.worker.usage_sink import UsageDrain
 
 
 class Empty:
-    async def follow(self, after: str) -> AsyncIterator[tuple[str, UsageRecord]]:
-        del after
-        entries: list[tuple[str, UsageRecord]] = []
-        for entry in entries:
-            yield entry
+    async def ledger_id(self) -> str:
+        return "a1"
+
+    async def page(self, ledger_id: str, after: str) -> Page:
+        del ledger_id, after
+        return []
 
 
 class Failing:
@@ -28,8 +27,8 @@ class Failing:
         self.error = error
         self.asked = asyncio.Event()
 
-    async def drain(self, read: Callable[[str], Awaitable[Page]]) -> Taken:
-        del read
+    async def drain(self, log: UsageLog) -> Taken:
+        del log
         self.asked.set()
         if self.error is not None:
             raise self.error

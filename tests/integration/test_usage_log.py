@@ -1,0 +1,48 @@
+"""What sinks read of a fleet's ledger."""
+
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from pydantic import SecretStr
+from redis.asyncio import Redis
+
+from service.config import RedisSettings, UsageSettings
+from service.errors import StoreUnavailable
+from service.storage.redis_ledger import RedisLedgerStore
+from tests.support.usage_records import batch, record
+
+ONE = record()
+
+
+@asynccontextmanager
+async def ledger(url: str, prefix: str) -> AsyncIterator[RedisLedgerStore]:
+    store = RedisLedgerStore(redis=RedisSettings(url=SecretStr(url)), settings=UsageSettings(), prefix=prefix)
+    async with store.opened():
+        yield store
+
+
+@pytest.fixture
+def prefix() -> str:
+    return f"{{usage-{secrets.token_hex(4)}}}:"
+
+
+async def test_all_processes_over_a_store_know_its_ledger_by_one_id(redis_url: str, prefix: str) -> None:
+    async with ledger(redis_url, prefix) as one, ledger(redis_url, prefix) as other:
+        assert await one.ledger_id() == await other.ledger_id()
+    async with ledger(redis_url, f"{prefix}2:") as another:
+        assert await another.ledger_id() != await one.ledger_id()
+
+
+async def test_a_position_of_one_ledger_is_not_asked_of_another(redis_url: str, prefix: str) -> None:
+    async with ledger(redis_url, prefix) as store, Redis.from_url(redis_url) as client:
+        before = await store.ledger_id()
+        await store.apply(batch("a", 1, ("record", ONE)))
+        assert [one for _, one in await store.page(before, "0-0")] == [ONE]
+        await client.delete(f"{prefix}about")  # as a store that lost what it had
+        with pytest.raises(StoreUnavailable, match="another"):
+            await store.page(before, "0-0")
+        after = await store.ledger_id()
+        assert after != before
+        assert len(await store.page(after, "0-0")) == 1
