@@ -6,7 +6,16 @@ from typing import Protocol
 
 from service.domain.usage_record import UsageRecord
 
-Page = Sequence[tuple[str, UsageRecord]]
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """An entry of the ledger that is no record, or none that this version knows."""
+
+    raw: bytes
+    reason: str
+
+
+Page = Sequence[tuple[str, UsageRecord | Unreadable]]
 """Records with their positions in the ledger, in order."""
 PAGE = 500
 """Records in a full one."""

@@ -10,7 +10,7 @@ import msgspec
 from pydantic import SecretStr
 
 from service.domain.usage_columns import columns_of
-from service.domain.usage_page import PAGE, START, Page, SetAside, Taken, UsageLog
+from service.domain.usage_page import PAGE, START, Page, SetAside, Taken, Unreadable, UsageLog
 from service.domain.usage_record import UsageRecord
 from service.errors import StoreUnavailable
 from service.storage.usage_json import record_as_json, record_of_json
@@ -129,28 +129,36 @@ class PostgresUsage:
         """Insert all; where the database refuses that, one by one, and set aside what it refuses by itself."""
         try:
             async with connection.transaction():
-                await connection.executemany(INSERT, [_row(record) for _, record in page])
+                await connection.executemany(INSERT, [_row(one) for _, one in page if isinstance(one, UsageRecord)])
+            aside = [await self._set_aside(connection, ledger, *one) for one in _unreadable(page)]
         except self._refusals:
-            found = [await self._insert_one(connection, ledger, position, record) for position, record in page]
-            return tuple(one for one in found if one is not None)
-        return ()
+            found = [await self._insert_one(connection, ledger, position, one) for position, one in page]
+            aside = [one for one in found if one is not None]
+        return tuple(aside)
 
-    async def _insert_one(self, connection: Any, ledger: str, position: str, record: UsageRecord) -> SetAside | None:
+    async def _insert_one(
+        self, connection: Any, ledger: str, position: str, one: UsageRecord | Unreadable
+    ) -> SetAside | None:
+        if isinstance(one, Unreadable):
+            return await self._set_aside(connection, ledger, position, one)
         try:
             async with connection.transaction():
-                await connection.execute(INSERT, *_row(record))
+                await connection.execute(INSERT, *_row(one))
         except self._refusals as error:
-            reason = type(error).__name__
-            await connection.execute(
-                "INSERT INTO llm_api_usage_aside (ledger, position, reason, record) VALUES ($1, $2, $3, $4) "
-                "ON CONFLICT (ledger, position) DO NOTHING",
-                ledger,
-                position,
-                reason,
-                record_as_json(record),
-            )
-            return SetAside(position, reason)
+            refused = Unreadable(record_as_json(one), type(error).__name__)
+            return await self._set_aside(connection, ledger, position, refused)
         return None
+
+    async def _set_aside(self, connection: Any, ledger: str, position: str, one: Unreadable) -> SetAside:
+        await connection.execute(
+            "INSERT INTO llm_api_usage_aside (ledger, position, reason, record) VALUES ($1, $2, $3, $4) "
+            "ON CONFLICT (ledger, position) DO NOTHING",
+            ledger,
+            position,
+            one.reason,
+            one.raw,
+        )
+        return SetAside(position, one.reason)
 
     @property
     def _refusals(self) -> tuple[type[Exception], ...]:
@@ -207,6 +215,10 @@ async def _make_tables(connection: Any) -> None:
         if await connection.fetchval("SELECT to_regclass($1)", table) is None:
             await connection.execute(SCHEMA)
             return
+
+
+def _unreadable(page: Page) -> list[tuple[str, Unreadable]]:
+    return [(position, one) for position, one in page if isinstance(one, Unreadable)]
 
 
 def _row(record: UsageRecord) -> tuple[Any, ...]:

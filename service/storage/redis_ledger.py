@@ -1,8 +1,9 @@
 """The ledger of a fleet in Redis: one script for all that changes it."""
 
+import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Any
@@ -12,11 +13,13 @@ from redis.commands.core import AsyncScript
 
 from service.config import RedisSettings, UsageSettings
 from service.domain.ledger import Batch
-from service.domain.usage_page import PAGE, Page
+from service.domain.usage_page import PAGE, Page, Unreadable
 from service.domain.usage_record import UsageRecord
 from service.errors import StoreUnavailable
 from service.storage.redis import close_redis, redis_client, redis_errors
-from service.storage.usage_json import record_as_json, record_of_json
+from service.storage.usage_json import record_as_json, record_of_json, record_or_not
+
+logger = logging.getLogger(__name__)
 
 SCRIPT = files("service.storage").joinpath("ledger.lua").read_text("utf-8")
 PREFIX = "{llm-api:usage}:"
@@ -87,11 +90,17 @@ class RedisLedgerStore:
     async def read(self, since: float, until: float) -> AsyncIterator[UsageRecord]:
         """See :class:`service.engine.ledger_writer.LedgerStore`.
 
-        What was kept elsewhere during an outage stands later among the records than it ended.
+        What was kept elsewhere during an outage stands later among the records than it ended. What is no record is
+        passed over, and told to the log.
         """
-        async for _, record in self.follow(f"{max(0, int((since - SKEW_S) * 1_000))}-0"):
-            if record.ended_at is not None and since <= record.ended_at < until:
+        unreadable = 0
+        async for record in self._follow(f"{max(0, int((since - SKEW_S) * 1_000))}-0"):
+            if isinstance(record, Unreadable):
+                unreadable += 1
+            elif record.ended_at is not None and since <= record.ended_at < until:
                 yield record
+        if unreadable:
+            logger.warning("the ledger has entries that are no records", extra={"count": unreadable})
 
     async def ledger_id(self) -> str:
         """See :class:`service.domain.usage_page.UsageLog`. Drawn once for a store, and lost with what is in it."""
@@ -111,16 +120,16 @@ class RedisLedgerStore:
         if found is None or found.decode() != ledger_id:
             self._id = None
             raise StoreUnavailable("the ledger's store is another one than before, or lost what it had")
-        return [(entry_id.decode(), record_of_json(fields[b"r"])) for entry_id, fields in entries]
+        return [(entry_id.decode(), _entry(fields)) for entry_id, fields in entries]
 
-    async def follow(self, after: str) -> AsyncIterator[tuple[str, UsageRecord]]:
-        """Yield the records after this id of the stream, with their ids, to its present end."""
+    async def _follow(self, after: str) -> AsyncIterator[UsageRecord | Unreadable]:
+        """Yield the entries after this id of the stream, to its present end."""
         while True:
             with redis_errors():
                 page: Any = await self._client.xrange(self._keys[1], min=f"({after}", max="+", count=PAGE)
             for entry_id, fields in page:
                 after = entry_id.decode()
-                yield after, record_of_json(fields[b"r"])
+                yield _entry(fields)
             if len(page) < PAGE:
                 return
 
@@ -135,3 +144,9 @@ class RedisLedgerStore:
     async def _run(self, operation: str, *arguments: Any) -> Any:
         with redis_errors():
             return await self._script(keys=self._keys, args=[operation, *arguments])
+
+
+def _entry(fields: Mapping[bytes, bytes]) -> UsageRecord | Unreadable:
+    if b"r" not in fields:
+        return Unreadable(b" ".join(part for field in fields.items() for part in field), "no record")
+    return record_or_not(fields[b"r"])

@@ -9,6 +9,7 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from service.config import RedisSettings, UsageSettings
+from service.domain.usage_page import Unreadable
 from service.errors import StoreUnavailable
 from service.storage.redis_ledger import RedisLedgerStore
 from tests.support.usage_records import batch, record
@@ -46,3 +47,19 @@ async def test_a_position_of_one_ledger_is_not_asked_of_another(redis_url: str, 
         after = await store.ledger_id()
         assert after != before
         assert len(await store.page(after, "0-0")) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "raw"), [({"r": "{}"}, b"{}"), ({"r": b"\xff"}, b"\xff"), ({"other": "1"}, b"other 1")]
+)
+async def test_an_entry_that_is_no_record_stops_nobody(
+    redis_url: str, prefix: str, fields: dict[str | bytes, str | bytes], raw: bytes
+) -> None:
+    async with ledger(redis_url, prefix) as store, Redis.from_url(redis_url) as client:
+        await client.xadd(f"{prefix}records", fields)  # type: ignore[arg-type] # narrower than what it takes
+        await store.apply(batch("a", 1, ("record", ONE)))
+        [(_, first), (_, second)] = await store.page(await store.ledger_id(), "0-0")
+        assert isinstance(first, Unreadable)
+        assert first.raw == raw
+        assert second == ONE
+        assert [one async for one in store.read(0, 1e11)] == [ONE]

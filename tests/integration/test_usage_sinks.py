@@ -1,6 +1,7 @@
 """Where records go for good: nothing lost and nothing twice, wherever a process dies."""
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator, Iterator
 from decimal import Decimal
@@ -12,7 +13,7 @@ from pydantic import SecretStr
 from typing_extensions import override
 
 from service.domain.generation import Usage
-from service.domain.usage_page import Page
+from service.domain.usage_page import Page, Unreadable
 from service.domain.usage_record import CallRecord, UsageRecord
 from service.errors import StoreUnavailable
 from service.storage.postgres_usage import PostgresUsage
@@ -43,7 +44,9 @@ class Log:
     """Records with their positions, a few at a time."""
 
     def __init__(self, count: int, page: int = 10, *, ledger: str = "a1") -> None:
-        self.entries = [(f"{number}-0", record(ended_at=1_000_000.0 + number)) for number in range(1, count + 1)]
+        self.entries: list[tuple[str, UsageRecord | Unreadable]] = [
+            (f"{number}-0", record(ended_at=1_000_000.0 + number)) for number in range(1, count + 1)
+        ]
         self._page = page
         self._ledger = ledger
 
@@ -57,7 +60,7 @@ class Log:
 
     @property
     def records(self) -> list[UsageRecord]:
-        return [one for _, one in self.entries]
+        return [one for _, one in self.entries if isinstance(one, UsageRecord)]
 
 
 class Broken(Log):
@@ -93,11 +96,12 @@ async def test_a_page_that_failed_is_taken_again(sink: PostgresUsage) -> None:
         record("bad", model="m\x00"),
         record("bad", calls=(CallRecord("x", "sim", "up", "ok", Usage(2**63, 0), 0),)),
         record("bad", ended_at=1e18),
+        Unreadable(b"\0{}", "DecodeError"),
     ],
-    ids=["text", "tokens", "time"],
+    ids=["text", "tokens", "time", "unreadable"],
 )
 async def test_a_record_that_the_database_refuses_is_set_aside_and_stops_no_other(
-    sink: PostgresUsage, postgres_url: str, bad: UsageRecord
+    sink: PostgresUsage, postgres_url: str, bad: UsageRecord | Unreadable
 ) -> None:
     log = Log(5)
     log.entries[2] = ("3-0", bad)
@@ -105,11 +109,15 @@ async def test_a_record_that_the_database_refuses_is_set_aside_and_stops_no_othe
     assert taken.count == 5
     assert [one.position for one in taken.set_aside] == ["3-0"]
     assert (await sink.drain(log)).count == 0
-    assert await stored(sink) == [*log.records[:2], *log.records[3:]]
+    assert await stored(sink) == [one for one in log.records if one.id != "bad"]
     connection = await asyncpg.connect(postgres_url)
     (row,) = await connection.fetch("SELECT * FROM llm_api_usage_aside")
     await connection.close()
-    assert (row["position"], row["record"]) == ("3-0", record_as_json(bad))
+    assert (row["position"], row["record"]) == ("3-0", as_kept(bad))
+
+
+def as_kept(one: UsageRecord | Unreadable) -> bytes:
+    return one.raw if isinstance(one, Unreadable) else record_as_json(one)
 
 
 async def test_two_ledgers_share_the_tables(sink: PostgresUsage) -> None:
@@ -251,6 +259,10 @@ async def test_one_process_at_a_time_writes_files(tmp_path: Path) -> None:
     assert len(lines(tmp_path)) == 5
 
 
+def aside_lines(folder: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for path in folder.glob("aside-*.jsonl") for line in path.read_bytes().splitlines()]
+
+
 def written(folder: Path) -> list[object]:
     return [line["id"] for line in lines(folder)]
 
@@ -282,6 +294,36 @@ async def test_files_go_on_behind_a_line_that_cannot_be_read(tmp_path: Path) -> 
     (tmp_path / ".position-a1").write_bytes(b"\0\0")  # and where this one cannot be read either
     await drained(tmp_path, log)
     assert written(tmp_path) == [one.id for one in log.records]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        record("bad", calls=(CallRecord("x", "sim", "up", "ok", Usage(2**70, 0), 0),)),
+        record("bad", ended_at=1e18),
+        Unreadable(b"\xff{}", "DecodeError"),
+    ],
+    ids=["tokens", "time", "unreadable"],
+)
+async def test_what_no_line_can_hold_is_set_aside_and_stops_no_other(
+    tmp_path: Path, bad: UsageRecord | Unreadable
+) -> None:
+    log = Log(5)
+    log.entries[2] = ("3-0", bad)
+    files = UsageFiles(tmp_path)
+    taken = await files.drain(log)
+    assert (taken.count, [one.position for one in taken.set_aside]) == (5, ["3-0"])
+    assert written(tmp_path) == [one.id for one in log.records if one.id != "bad"]
+    [line] = aside_lines(tmp_path)
+    assert (line["position"], base64.b64decode(line["record_base64"])) == ("3-0", as_kept(bad))
+
+
+async def test_files_go_on_behind_what_was_set_aside_alone(tmp_path: Path) -> None:
+    log = Log(0)
+    log.entries.append(("1-0", Unreadable(b"?", "DecodeError")))
+    for _ in range(2):
+        await drained(tmp_path, log)
+    assert len(aside_lines(tmp_path)) == 1
 
 
 async def test_two_ledgers_share_a_folder(tmp_path: Path) -> None:
