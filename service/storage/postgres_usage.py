@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from service.domain.usage_columns import columns_of
 from service.domain.usage_page import PAGE, START, Page, SetAside, Taken, Unreadable, UsageLog
-from service.domain.usage_record import UsageRecord
+from service.domain.usage_record import CRASHED, UsageRecord
 from service.errors import StoreUnavailable
 from service.storage.usage_json import record_as_json, record_of_json
 
@@ -71,9 +71,14 @@ TABLES = ("llm_api_usage", "llm_api_usage_positions", "llm_api_usage_aside")
 COLUMNS = (*columns_of(UsageRecord("", "", 0.0, "", "", "")), "record")
 INSERT = (
     f"INSERT INTO llm_api_usage ({', '.join(COLUMNS)}) "  # noqa: S608 - our own names and numbers
-    f"VALUES ({', '.join(f'${number}' for number in range(1, len(COLUMNS) + 1))}) ON CONFLICT (id) DO NOTHING"
+    f"VALUES ({', '.join(f'${number}' for number in range(1, len(COLUMNS) + 1))}) ON CONFLICT (id) DO UPDATE "
+    f"SET ({', '.join(COLUMNS)}) = ({', '.join(f'excluded.{name}' for name in COLUMNS)}) "
+    f"WHERE llm_api_usage.outcome = '{CRASHED}' AND excluded.outcome <> '{CRASHED}'"
 )
-"""The columns by their names: a table may have got more of them since."""
+"""The columns by their names: a table may have got more of them since.
+
+A process that was taken for dead, and was not, writes its own record later: that is the true one.
+"""
 
 
 class UnwritableError(Exception):

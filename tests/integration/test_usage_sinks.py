@@ -116,6 +116,19 @@ async def test_a_record_that_the_database_refuses_is_set_aside_and_stops_no_othe
     assert (row["position"], row["record"]) == ("3-0", as_kept(bad))
 
 
+async def test_a_true_record_replaces_the_one_of_a_crash_and_no_other(sink: PostgresUsage, postgres_url: str) -> None:
+    true, crash = record("a"), record("a", outcome="crashed", calls=(), finish_reason=None)
+    log = Log(0)
+    for number, one in enumerate((crash, crash, true, crash, record("a", outcome="internal")), 1):
+        log.entries.append((f"{number}-0", one))
+        await sink.drain(log)
+        assert await stored(sink) == [crash if number < 3 else true]
+    connection = await asyncpg.connect(postgres_url)
+    row = await connection.fetchrow("SELECT outcome, calls, output_tokens, cost_usd FROM llm_api_usage")
+    await connection.close()
+    assert tuple(row) == ("ok", 1, 4, Decimal("0.000000011"))
+
+
 def as_kept(one: UsageRecord | Unreadable) -> bytes:
     return one.raw if isinstance(one, Unreadable) else record_as_json(one)
 
@@ -192,8 +205,8 @@ async def test_a_role_that_may_make_no_tables_writes_into_those_that_are_there(
     await sink.drain(Log(0))
     owner = await asyncpg.connect(postgres_url)
     await owner.execute("DROP ROLE IF EXISTS filler; CREATE ROLE filler LOGIN")
-    await owner.execute("GRANT SELECT, INSERT ON llm_api_usage, llm_api_usage_aside TO filler")
-    await owner.execute("GRANT SELECT, INSERT, UPDATE ON llm_api_usage_positions TO filler")
+    await owner.execute("GRANT SELECT, INSERT ON llm_api_usage_aside TO filler")
+    await owner.execute("GRANT SELECT, INSERT, UPDATE ON llm_api_usage, llm_api_usage_positions TO filler")
     try:
         async with PostgresUsage(SecretStr(as_role(postgres_url, "filler"))).opened() as other:
             assert [(await other.drain(Log(15))).count for _ in range(3)] == [10, 5, 0]
