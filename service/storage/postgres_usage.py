@@ -16,7 +16,6 @@ from service.errors import StoreUnavailable
 from service.storage.usage_json import record_as_json, record_of_json
 
 TIMEOUT_S = 10.0
-CONNECTIONS_MAX = 2
 LOCK = "SELECT pg_try_advisory_xact_lock(hashtextextended($1, 7205759403792793))"
 """One process at a time drains a ledger."""
 
@@ -88,8 +87,9 @@ class UnwritableError(Exception):
 class PostgresUsage:
     """A sink for records, and a source of them. Raises ``StoreUnavailable``."""
 
-    def __init__(self, url: SecretStr) -> None:
+    def __init__(self, url: SecretStr, *, connections_max: int = 1) -> None:
         self._url = url
+        self._connections_max = connections_max
         self._pool: Any = None
         self._asyncpg: Any = None
 
@@ -178,11 +178,22 @@ class PostgresUsage:
 
     async def read(self, since: float, until: float) -> AsyncIterator[UsageRecord]:
         """See :class:`service.engine.usage_report.UsageSource`."""
+        async for record in self._read("true", since, until):
+            yield record
+
+    async def read_of(self, principal: str, since: float, until: float) -> AsyncIterator[UsageRecord]:
+        """See :class:`service.engine.bounded_usage.FilteringSource`."""
+        async for record in self._read("principal = $3", since, until, principal):
+            yield record
+
+    async def _read(self, condition: str, since: float, until: float, *values: str) -> AsyncIterator[UsageRecord]:
         async with self._connection() as connection, connection.transaction(readonly=True):
             rows = connection.cursor(
-                "SELECT record::text FROM llm_api_usage WHERE ended_at >= $1 AND ended_at < $2 ORDER BY ended_at",
+                "SELECT record::text FROM llm_api_usage "  # noqa: S608 - our own condition
+                f"WHERE ended_at >= $1 AND ended_at < $2 AND {condition} ORDER BY ended_at",
                 datetime.fromtimestamp(since, UTC),
                 datetime.fromtimestamp(min(until, 253_402_300_799), UTC),
+                *values,
                 prefetch=PAGE,
             )
             async for (record,) in rows:
@@ -195,7 +206,7 @@ class PostgresUsage:
                 pool = await self._asyncpg.create_pool(
                     self._url.get_secret_value(),
                     min_size=0,
-                    max_size=CONNECTIONS_MAX,
+                    max_size=self._connections_max,
                     timeout=TIMEOUT_S,
                     command_timeout=TIMEOUT_S,
                 )

@@ -129,6 +129,13 @@ async def test_a_true_record_replaces_the_one_of_a_crash_and_no_other(sink: Post
     assert tuple(row) == ("ok", 1, 4, Decimal("0.000000011"))
 
 
+async def test_a_report_reads_one_keys_records_alone(sink: PostgresUsage) -> None:
+    log = Log(0)
+    log.entries = [("1-0", record("a")), ("2-0", record("b", principal="bob'--"))]
+    await sink.drain(log)
+    assert [one.id async for one in sink.read_of("bob'--", 0, 1e11)] == ["b"]
+
+
 def as_kept(one: UsageRecord | Unreadable) -> bytes:
     return one.raw if isinstance(one, Unreadable) else record_as_json(one)
 
