@@ -34,6 +34,13 @@ class UsageLog(Protocol):
         """Return what follows a position of this ledger. Raises ``StoreUnavailable``, also where it is another now."""
         ...
 
+    async def sink_at(self, sink: str, position: str | None) -> None:
+        """Hear that there is this sink, and how far it is, where that is known. Raises ``StoreUnavailable``.
+
+        What a sink has not taken is not trimmed for its age.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class SetAside:
@@ -50,3 +57,5 @@ class Taken:
     count: int = 0
     """Records, those set aside included."""
     set_aside: tuple[SetAside, ...] = ()
+    position: str | None = None
+    """Up to where it has all; None where another process drains."""

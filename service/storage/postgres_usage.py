@@ -120,7 +120,7 @@ class PostgresUsage:
             after = await connection.fetchval("SELECT position FROM llm_api_usage_positions WHERE ledger = $1", ledger)
             page = await log.page(ledger, after or START)
             if not page:
-                return Taken()
+                return Taken(position=after)
             aside = await self._insert(connection, ledger, page)
             await connection.execute(
                 "INSERT INTO llm_api_usage_positions (ledger, position) VALUES ($1, $2) "
@@ -128,7 +128,7 @@ class PostgresUsage:
                 ledger,
                 page[-1][0],
             )
-            return Taken(len(page), aside)
+            return Taken(len(page), aside, page[-1][0])
 
     async def _insert(self, connection: Any, ledger: str, page: Page) -> tuple[SetAside, ...]:
         """Insert all; where the database refuses that, one by one, and set aside what it refuses by itself."""

@@ -13,7 +13,7 @@ from redis.commands.core import AsyncScript
 
 from service.config import RedisSettings, UsageSettings
 from service.domain.ledger import Batch
-from service.domain.usage_page import PAGE, Page, Unreadable
+from service.domain.usage_page import PAGE, START, Page, Unreadable
 from service.domain.usage_record import UsageRecord
 from service.errors import StoreUnavailable
 from service.storage.redis import close_redis, redis_client, redis_errors
@@ -38,6 +38,7 @@ class RedisLedgerStore:
         self._settings = settings
         self._keys = [f"{prefix}drafts", f"{prefix}records", f"{prefix}last"]
         self._about = f"{prefix}about"
+        self._sinks = f"{prefix}sinks"
         self._id: str | None = None
         self._silent_since: dict[str, float] = {}
         """Of each owner, from when on nobody has heard of it, on the monotonic clock."""
@@ -121,6 +122,17 @@ class RedisLedgerStore:
             self._id = None
             raise StoreUnavailable("the ledger's store is another one than before, or lost what it had")
         return [(entry_id.decode(), _entry(fields)) for entry_id, fields in entries]
+
+    async def sink_at(self, sink: str, position: str | None) -> None:
+        """See :class:`service.domain.usage_page.UsageLog`. A sink of which nobody hears for a day is forgotten."""
+        with redis_errors():
+            async with self._client.pipeline(transaction=True) as pipe:
+                if position is None:
+                    pipe.hsetnx(self._sinks, sink, START)
+                else:
+                    pipe.hset(self._sinks, sink, position)
+                pipe.hset(self._sinks, f"{sink}:at", str(int(time.time() * 1_000)))
+                await pipe.execute()
 
     async def _follow(self, after: str) -> AsyncIterator[UsageRecord | Unreadable]:
         """Yield the entries after this id of the stream, to its present end."""

@@ -56,7 +56,7 @@ class UsageFiles:
         except OSError as error:
             self._after = None  # a part of a line may stand there
             raise StoreUnavailable(f"the files of usage cannot be written ({type(error).__name__})") from error
-        return Taken(len(page), tuple(aside))
+        return Taken(len(page), tuple(aside), self._after)
 
     def close(self) -> None:
         """Let another process write."""

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Protocol
 
 from service.domain.usage_page import PAGE, Taken, UsageLog
@@ -48,6 +48,7 @@ class UsageDrain:
         is_away = False
         while True:
             pause_s = self._every_s
+            taken = Taken()
             try:
                 taken = await self._sink.drain(self._log)
                 self._tell(taken)
@@ -64,8 +65,14 @@ class UsageDrain:
                 logger.exception("draining usage failed by a defect")
                 self._metrics.unhandled_errors.labels("ledger").inc()
                 pause_s = AWAY_S
+            await self._report(taken.position)
             self._metrics.usage_drain_ok.labels(self._name).set(0 if is_away else 1)
             await asyncio.sleep(pause_s)
+
+    async def _report(self, position: str | None) -> None:
+        """Keep what is not taken from being trimmed, most of all while the sink is away."""
+        with suppress(StoreUnavailable):
+            await self._log.sink_at(self._name, position)
 
     def _tell(self, taken: Taken) -> None:
         for one in taken.set_aside:

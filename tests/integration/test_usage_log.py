@@ -1,6 +1,8 @@
 """What sinks read of a fleet's ledger."""
 
+import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -9,7 +11,9 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from service.config import RedisSettings, UsageSettings
+from service.domain.ledger import Kind
 from service.domain.usage_page import Unreadable
+from service.domain.usage_record import UsageRecord
 from service.errors import StoreUnavailable
 from service.storage.redis_ledger import RedisLedgerStore
 from tests.support.usage_records import batch, record
@@ -18,8 +22,9 @@ ONE = record()
 
 
 @asynccontextmanager
-async def ledger(url: str, prefix: str) -> AsyncIterator[RedisLedgerStore]:
-    store = RedisLedgerStore(redis=RedisSettings(url=SecretStr(url)), settings=UsageSettings(), prefix=prefix)
+async def ledger(url: str, prefix: str, **settings: float) -> AsyncIterator[RedisLedgerStore]:
+    usage = UsageSettings.model_construct(**{**UsageSettings().model_dump(), **settings})
+    store = RedisLedgerStore(redis=RedisSettings(url=SecretStr(url)), settings=usage, prefix=prefix)
     async with store.opened():
         yield store
 
@@ -63,3 +68,37 @@ async def test_an_entry_that_is_no_record_stops_nobody(
         assert first.raw == raw
         assert second == ONE
         assert [one async for one in store.read(0, 1e11)] == [ONE]
+
+
+COUNT = 300
+"""Redis trims whole blocks of a hundred."""
+
+
+async def test_what_a_sink_has_still_to_take_is_not_trimmed_for_its_age(redis_url: str, prefix: str) -> None:
+    records: list[tuple[Kind, UsageRecord]] = [("record", record()) for _ in range(COUNT)]
+    async with ledger(redis_url, prefix, kept_s=0.001) as store, Redis.from_url(redis_url) as client:
+        await store.sink_at("postgres", None)
+        await store.sink_at("files", f"{10**15}-0")
+        for number in (1, 2):
+            await store.apply(batch("a", number, *records))
+            await asyncio.sleep(0.01)
+        page = await store.page(await store.ledger_id(), "0-0")
+        assert await client.xlen(f"{prefix}records") == 2 * COUNT
+        await store.sink_at("postgres", page[-1][0])
+        await store.sink_at("postgres", None)  # as another process says, which does not know how far it is
+        await store.apply(batch("a", 3, *records))
+        assert await client.xlen(f"{prefix}records") < 3 * COUNT
+        assert [one for _, one in await store.page(await store.ledger_id(), page[-1][0])][:100] == [
+            one for _, one in records
+        ][len(page) - COUNT :][:100]
+
+
+async def test_a_sink_of_which_nobody_hears_holds_nothing_up(redis_url: str, prefix: str) -> None:
+    records: list[tuple[Kind, UsageRecord]] = [("record", record()) for _ in range(COUNT)]
+    async with ledger(redis_url, prefix, kept_s=0.001) as store, Redis.from_url(redis_url) as client:
+        await store.sink_at("files", None)
+        await client.hset(f"{prefix}sinks", "files:at", str(int((time.time() - 86_401) * 1_000)))
+        await store.apply(batch("a", 1, *records))
+        await asyncio.sleep(0.01)
+        await store.apply(batch("a", 2, *records))
+        assert await client.xlen(f"{prefix}records") < 2 * COUNT

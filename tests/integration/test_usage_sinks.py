@@ -58,6 +58,9 @@ class Log:
         first = int(after.partition("-")[0])
         return self.entries[first : first + self._page]
 
+    async def sink_at(self, sink: str, position: str | None) -> None:
+        """Nothing is trimmed here."""
+
     @property
     def records(self) -> list[UsageRecord]:
         return [one for _, one in self.entries if isinstance(one, UsageRecord)]
