@@ -7,6 +7,7 @@ import getpass
 import importlib
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,9 @@ logger = logging.getLogger(__name__)
 WRONG_SETTING = 2
 """Exit status where the configuration or the command line cannot be used; the same as argparse's."""
 LONGEST_STEP_S = 86_400
+STEPS_MAX = 2_000
+"""Steps of one answer, as at ``GET /usage/capacity``."""
+FIRST_YEAR, LAST_YEAR = 1970, 9998
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
@@ -90,6 +94,14 @@ def usage(parsed: argparse.Namespace) -> int:
     since = parsed.since or until - timedelta(days=1)
     if since >= until:
         print("llm-api usage: --since has to be before --until", file=sys.stderr)
+        return WRONG_SETTING
+    if parsed.capacity is not None and (until - since).total_seconds() > STEPS_MAX * parsed.capacity:
+        shortest = math.ceil((until - since).total_seconds() / STEPS_MAX)
+        print(
+            f"llm-api usage: --capacity {parsed.capacity} makes more than {STEPS_MAX} steps of this time: "
+            f"take {shortest} or more, or a later --since",
+            file=sys.stderr,
+        )
         return WRONG_SETTING
     times = {"since": since.timestamp(), "until": until.timestamp()}
     if parsed.unusual:
@@ -259,6 +271,8 @@ def _instant(text: str) -> datetime:
         instant = datetime.fromisoformat(text)
     if instant is None or instant.tzinfo is None:
         raise argparse.ArgumentTypeError(f"takes a time with its offset, such as 2026-11-01T00:00:00Z, not {text!r}")
+    if not FIRST_YEAR <= instant.year <= LAST_YEAR:
+        raise argparse.ArgumentTypeError(f"takes a time of the years {FIRST_YEAR} to {LAST_YEAR}, not {text!r}")
     return instant
 
 

@@ -8,13 +8,13 @@ from service.domain.clock import Clock
 from service.domain.trace import Tracing
 from service.engine.admission import Admission
 from service.engine.batches import BatchService
+from service.engine.bounded_usage import BoundedUsage
 from service.engine.drain import Drain
 from service.engine.generation import GenerationService
 from service.engine.idempotency import Idempotency
 from service.engine.jobs import JobService
 from service.engine.readiness import ReadinessCheck
 from service.engine.resumption import ResumableStreams
-from service.engine.usage_report import UsageSource
 from service.telemetry.metrics import Metrics
 
 
@@ -35,7 +35,7 @@ class Resources:
     batches: BatchService
     idempotency: Idempotency
     readiness: ReadinessCheck
-    usage: UsageSource | None
+    usage: BoundedUsage | None
     """Where the ledger's records are read; None where none are kept."""
     tracing: Tracing | None = None
     """None where nobody collects traces."""

@@ -31,6 +31,7 @@ from service.domain.trace import Tracing
 from service.engine.admission import Admission
 from service.engine.attempts import Attempts
 from service.engine.batches import BatchService, BatchStore
+from service.engine.bounded_usage import AT_ONCE, BoundedUsage
 from service.engine.catalogue import ModelCatalogue
 from service.engine.drain import Drain
 from service.engine.generation import GenerationService
@@ -303,7 +304,7 @@ async def assemble(
         batches=BatchService(store=batch_store, routes=BATCH_ROUTES, generation=generation, news=jobs.news),
         idempotency=Idempotency(store=idempotency, drain=drain),
         readiness=readiness,
-        usage=usage,
+        usage=None if usage is None else BoundedUsage(usage),
         tracing=tracing,
     )
 
@@ -319,7 +320,10 @@ async def _drained(
         lines = UsageDrain(log=log, sink=files, name="files", metrics=metrics)
         await stack.enter_async_context(lines.running())
     if settings.postgres_url is not None:
-        source = postgres = await stack.enter_async_context(PostgresUsage(settings.postgres_url).opened())
+        # Reports have connections of their own, so that none keeps the drain waiting.
+        reports = PostgresUsage(settings.postgres_url, connections_max=AT_ONCE)
+        source = await stack.enter_async_context(reports.opened())
+        postgres = await stack.enter_async_context(PostgresUsage(settings.postgres_url).opened())
         rows = UsageDrain(log=log, sink=postgres, name="postgres", metrics=metrics)
         await stack.enter_async_context(rows.running())
     return source

@@ -8,7 +8,7 @@ import orjson
 from service.api.schemas import JobFault, JobState
 from service.domain.generation import FinishReason
 from service.domain.job import Job, JobStatus
-from service.domain.limits import NANO
+from service.domain.limits import decimal_usd
 
 _STATUS: Final[dict[JobStatus, Literal["pending", "complete", "failed", "cancelled", "expired"]]] = {
     JobStatus.QUEUED: "pending",
@@ -33,7 +33,7 @@ def job_state(job: Job) -> JobState:
         finished_at=job.finished_at,
         expires_at=job.expires_at,
         webhook=job.webhook_status,
-        cost_usd=None if job.cost_nano_usd is None else job.cost_nano_usd / NANO,
+        cost_usd=None if job.cost_nano_usd is None else decimal_usd(job.cost_nano_usd),
     )
     if job.answer is not None:
         answer = orjson.loads(job.answer)

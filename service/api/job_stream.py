@@ -5,6 +5,7 @@ import orjson
 from service.api.errors import problem
 from service.api.sse import DONE, json_event, text_event
 from service.domain.job import Job, JobStatus
+from service.domain.limits import decimal_usd
 from service.errors import Cancelled, JobGone, ServiceError
 
 
@@ -32,7 +33,7 @@ class JobFraming:
         if job.status is JobStatus.COMPLETE and job.answer is not None:
             answer = orjson.loads(job.answer)
             frames += self._more(answer.pop("text"))
-            cost_usd = None if job.cost_nano_usd is None else job.cost_nano_usd / 1e9
+            cost_usd = None if job.cost_nano_usd is None else decimal_usd(job.cost_nano_usd)
             return frames + json_event("usage", {**answer, "cost_usd": cost_usd}) + DONE
         if job.error is not None:
             fault = {"code": job.error.code, "detail": job.error.detail, "retryable": job.error.retryable}

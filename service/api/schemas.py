@@ -182,7 +182,8 @@ class JobState(BaseModel):
     """Until when the result can be asked for."""
     webhook: Literal["pending", "delivered", "failed"] | None = None
     """Whether the address that was given has been told."""
-    cost_usd: float | None = None
+    cost_usd: str | None = None
+    """Exact, as a decimal number; a JSON number would be read with binary rounding."""
     """Where the model has a price."""
     error: JobFault | None = None
 

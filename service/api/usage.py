@@ -14,7 +14,8 @@ from service.api.responses import json_response, problems
 from service.domain.limits import decimal_usd
 from service.domain.principal import RequestContext
 from service.domain.usage_record import UsageRecord
-from service.engine.usage_report import By, UsageSource, UsageSum, capacity, unusual, usage_by
+from service.engine.bounded_usage import BoundedUsage
+from service.engine.usage_report import By, UsageSum, capacity, unusual, usage_by
 from service.errors import PermissionDenied, StoreUnavailable
 from service.resources import Resources
 
@@ -217,14 +218,10 @@ async def usage_unusual(resources: AllResources, context: Context) -> Response:
     return json_response(UnusualAnswer(data=data))
 
 
-async def _visible(
-    resources: Resources, context: RequestContext, since: float, until: float
-) -> AsyncIterator[UsageRecord]:
+def _visible(resources: Resources, context: RequestContext, since: float, until: float) -> AsyncIterator[UsageRecord]:
     """Yield the records that the caller may see."""
-    sees_all = _sees_all(resources, context)
-    async for record in _source(resources).read(since, until):
-        if sees_all or record.principal == context.principal.name:
-            yield record
+    principal = None if _sees_all(resources, context) else context.principal.name
+    return _source(resources).read(since, until, principal)
 
 
 def _sees_all(resources: Resources, context: RequestContext) -> bool:
@@ -232,7 +229,7 @@ def _sees_all(resources: Resources, context: RequestContext) -> bool:
     return context.principal.sees_all_usage or resources.settings.auth.enabled is False
 
 
-def _source(resources: Resources) -> UsageSource:
+def _source(resources: Resources) -> BoundedUsage:
     if resources.usage is None:
         raise StoreUnavailable("no ledger is kept here")
     return resources.usage

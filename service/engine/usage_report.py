@@ -1,5 +1,6 @@
 """What the ledger's records say together: cost, capacity, and who is far from what is usual for them."""
 
+import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -133,7 +134,8 @@ async def capacity(
         step.input_tokens += usage.input_tokens
         step.output_tokens += usage.output_tokens
         edges += [(began_at, 1), (ended_at, -1)]
-    _spread(steps, edges, since=since, step_s=step_s)
+    # In a thread: it sorts all that there is, and this loop has others to serve.
+    await asyncio.to_thread(_spread, steps, edges, since=since, step_s=step_s)
     return steps
 
 

@@ -4,7 +4,8 @@
 
 local drafts, records, last = KEYS[1], KEYS[2], KEYS[3]
 local prefix = string.sub(drafts, 1, -7)
-local alive, crashed = prefix .. "alive:", prefix .. "crashed:"
+local alive, crashed, sinks = prefix .. "alive:", prefix .. "crashed:", prefix .. "sinks"
+local forgotten_ms = 86400000
 
 local function write(json)
     return redis.call("XADD", records, "*", "r", json)
@@ -19,11 +20,24 @@ local function withdraw(id)
     end
 end
 
+-- The time of the first record that a sink has still to take, of those heard of within a day.
+local function first_wanted(now_ms)
+    local first = now_ms
+    for _, sink in ipairs(redis.call("HKEYS", sinks)) do
+        local at = redis.call("HGET", sinks, sink .. ":at")
+        if at and now_ms - tonumber(at) < forgotten_ms then
+            local position = redis.call("HGET", sinks, sink)
+            first = math.min(first, tonumber(string.match(position, "^%d+")))
+        end
+    end
+    return first
+end
+
 local function forget_old(kept_ms, most)
     local at = redis.call("TIME")
     local now_ms = at[1] * 1000 + math.floor(at[2] / 1000)
     redis.call("XTRIM", records, "MAXLEN", "~", most)
-    redis.call("XTRIM", records, "MINID", "~", string.format("%.0f", now_ms - kept_ms))
+    redis.call("XTRIM", records, "MINID", "~", string.format("%.0f", math.min(now_ms - kept_ms, first_wanted(now_ms))))
 end
 
 -- owner, number of the first entry, lease_ms, kept_ms, most, then kind, id, json for each entry, whose numbers follow

@@ -1,7 +1,7 @@
 """Where records go for good: a table in PostgreSQL, 13 or newer."""
 
 import importlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -10,16 +10,14 @@ import msgspec
 from pydantic import SecretStr
 
 from service.domain.usage_columns import columns_of
-from service.domain.usage_page import Page, SetAside, Taken
-from service.domain.usage_record import UsageRecord
+from service.domain.usage_page import PAGE, START, Page, SetAside, Taken, Unreadable, UsageLog
+from service.domain.usage_record import CRASHED, UsageRecord
 from service.errors import StoreUnavailable
 from service.storage.usage_json import record_as_json, record_of_json
 
 TIMEOUT_S = 10.0
-CONNECTIONS_MAX = 2
-LOCK = 7_205_759_403_792_793
-"""The number of the advisory lock by which one process at a time drains."""
-PAGE = 500
+LOCK = "SELECT pg_try_advisory_xact_lock(hashtextextended($1, 7205759403792793))"
+"""One process at a time drains a ledger."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS llm_api_usage (
@@ -56,25 +54,30 @@ CREATE TABLE IF NOT EXISTS llm_api_usage (
 );
 CREATE INDEX IF NOT EXISTS llm_api_usage_ended_at ON llm_api_usage (ended_at);
 CREATE INDEX IF NOT EXISTS llm_api_usage_principal ON llm_api_usage (principal, ended_at);
-CREATE TABLE IF NOT EXISTS llm_api_usage_position (only_row boolean PRIMARY KEY DEFAULT true, position text NOT NULL);
+CREATE TABLE IF NOT EXISTS llm_api_usage_positions (ledger text PRIMARY KEY, position text NOT NULL);
 CREATE TABLE IF NOT EXISTS llm_api_usage_aside (
-    position text PRIMARY KEY,
+    ledger text NOT NULL,
+    position text NOT NULL,
     set_aside_at timestamptz NOT NULL DEFAULT now(),
     reason text NOT NULL,
-    record bytea NOT NULL
+    record bytea NOT NULL,
+    PRIMARY KEY (ledger, position)
 );
 """
-"""``record`` is the record as the ledger has it, each call included."""
+"""``record`` is the record as the ledger has it, each call included. Several ledgers may share the tables."""
 
-TABLES = ("llm_api_usage", "llm_api_usage_position", "llm_api_usage_aside")
+TABLES = ("llm_api_usage", "llm_api_usage_positions", "llm_api_usage_aside")
 COLUMNS = (*columns_of(UsageRecord("", "", 0.0, "", "", "")), "record")
 INSERT = (
     f"INSERT INTO llm_api_usage ({', '.join(COLUMNS)}) "  # noqa: S608 - our own names and numbers
-    f"VALUES ({', '.join(f'${number}' for number in range(1, len(COLUMNS) + 1))}) "
-    f"ON CONFLICT (id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in COLUMNS if name != 'id')}"
+    f"VALUES ({', '.join(f'${number}' for number in range(1, len(COLUMNS) + 1))}) ON CONFLICT (id) DO UPDATE "
+    f"SET ({', '.join(COLUMNS)}) = ({', '.join(f'excluded.{name}' for name in COLUMNS)}) "
+    f"WHERE llm_api_usage.outcome = '{CRASHED}' AND excluded.outcome <> '{CRASHED}'"
 )
-"""The columns by their names: a table may have got more of them since. A record that comes late takes the place of the
-one that said ``crashed``."""
+"""The columns by their names: a table may have got more of them since.
+
+A process that was taken for dead, and was not, writes its own record later: that is the true one.
+"""
 
 
 class UnwritableError(Exception):
@@ -84,8 +87,9 @@ class UnwritableError(Exception):
 class PostgresUsage:
     """A sink for records, and a source of them. Raises ``StoreUnavailable``."""
 
-    def __init__(self, url: SecretStr) -> None:
+    def __init__(self, url: SecretStr, *, connections_max: int = 1) -> None:
         self._url = url
+        self._connections_max = connections_max
         self._pool: Any = None
         self._asyncpg: Any = None
 
@@ -104,51 +108,62 @@ class PostgresUsage:
             if self._pool is not None:
                 await self._pool.close()
 
-    async def drain(self, read: Callable[[str], Awaitable[Page]]) -> Taken:
+    async def drain(self, log: UsageLog) -> Taken:
         """Take the page that follows what is there, if no other process does just now.
 
         The position among the records is kept in the same transaction, so that none is lost and none taken twice.
         """
+        ledger = await log.ledger_id()
         async with self._connection() as connection, connection.transaction():
-            if not await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", LOCK):
+            if not await connection.fetchval(LOCK, ledger):
                 return Taken()
-            after = await connection.fetchval("SELECT position FROM llm_api_usage_position")
-            page = await read(after or "0-0")
+            after = await connection.fetchval("SELECT position FROM llm_api_usage_positions WHERE ledger = $1", ledger)
+            page = await log.page(ledger, after or START)
             if not page:
-                return Taken()
-            aside = await self._insert(connection, page)
+                return Taken(position=after)
+            aside = await self._insert(connection, ledger, page)
             await connection.execute(
-                "INSERT INTO llm_api_usage_position (position) VALUES ($1) "
-                "ON CONFLICT (only_row) DO UPDATE SET position = excluded.position",
+                "INSERT INTO llm_api_usage_positions (ledger, position) VALUES ($1, $2) "
+                "ON CONFLICT (ledger) DO UPDATE SET position = excluded.position",
+                ledger,
                 page[-1][0],
             )
-            return Taken(len(page), aside)
+            return Taken(len(page), aside, page[-1][0])
 
-    async def _insert(self, connection: Any, page: Page) -> tuple[SetAside, ...]:
+    async def _insert(self, connection: Any, ledger: str, page: Page) -> tuple[SetAside, ...]:
         """Insert all; where the database refuses that, one by one, and set aside what it refuses by itself."""
         try:
             async with connection.transaction():
-                await connection.executemany(INSERT, [_row(record) for _, record in page])
+                await connection.executemany(INSERT, [_row(one) for _, one in page if isinstance(one, UsageRecord)])
+            aside = [await self._set_aside(connection, ledger, *one) for one in _unreadable(page)]
         except self._refusals:
-            found = [await self._insert_one(connection, position, record) for position, record in page]
-            return tuple(one for one in found if one is not None)
-        return ()
+            found = [await self._insert_one(connection, ledger, position, one) for position, one in page]
+            aside = [one for one in found if one is not None]
+        return tuple(aside)
 
-    async def _insert_one(self, connection: Any, position: str, record: UsageRecord) -> SetAside | None:
+    async def _insert_one(
+        self, connection: Any, ledger: str, position: str, one: UsageRecord | Unreadable
+    ) -> SetAside | None:
+        if isinstance(one, Unreadable):
+            return await self._set_aside(connection, ledger, position, one)
         try:
             async with connection.transaction():
-                await connection.execute(INSERT, *_row(record))
+                await connection.execute(INSERT, *_row(one))
         except self._refusals as error:
-            reason = type(error).__name__
-            await connection.execute(
-                "INSERT INTO llm_api_usage_aside (position, reason, record) VALUES ($1, $2, $3) "
-                "ON CONFLICT (position) DO NOTHING",
-                position,
-                reason,
-                record_as_json(record),
-            )
-            return SetAside(position, reason)
+            refused = Unreadable(record_as_json(one), type(error).__name__)
+            return await self._set_aside(connection, ledger, position, refused)
         return None
+
+    async def _set_aside(self, connection: Any, ledger: str, position: str, one: Unreadable) -> SetAside:
+        await connection.execute(
+            "INSERT INTO llm_api_usage_aside (ledger, position, reason, record) VALUES ($1, $2, $3, $4) "
+            "ON CONFLICT (ledger, position) DO NOTHING",
+            ledger,
+            position,
+            one.reason,
+            one.raw,
+        )
+        return SetAside(position, one.reason)
 
     @property
     def _refusals(self) -> tuple[type[Exception], ...]:
@@ -163,11 +178,22 @@ class PostgresUsage:
 
     async def read(self, since: float, until: float) -> AsyncIterator[UsageRecord]:
         """See :class:`service.engine.usage_report.UsageSource`."""
+        async for record in self._read("true", since, until):
+            yield record
+
+    async def read_of(self, principal: str, since: float, until: float) -> AsyncIterator[UsageRecord]:
+        """See :class:`service.engine.bounded_usage.FilteringSource`."""
+        async for record in self._read("principal = $3", since, until, principal):
+            yield record
+
+    async def _read(self, condition: str, since: float, until: float, *values: str) -> AsyncIterator[UsageRecord]:
         async with self._connection() as connection, connection.transaction(readonly=True):
             rows = connection.cursor(
-                "SELECT record::text FROM llm_api_usage WHERE ended_at >= $1 AND ended_at < $2 ORDER BY ended_at",
+                "SELECT record::text FROM llm_api_usage "  # noqa: S608 - our own condition
+                f"WHERE ended_at >= $1 AND ended_at < $2 AND {condition} ORDER BY ended_at",
                 datetime.fromtimestamp(since, UTC),
                 datetime.fromtimestamp(min(until, 253_402_300_799), UTC),
+                *values,
                 prefetch=PAGE,
             )
             async for (record,) in rows:
@@ -180,7 +206,7 @@ class PostgresUsage:
                 pool = await self._asyncpg.create_pool(
                     self._url.get_secret_value(),
                     min_size=0,
-                    max_size=CONNECTIONS_MAX,
+                    max_size=self._connections_max,
                     timeout=TIMEOUT_S,
                     command_timeout=TIMEOUT_S,
                 )
@@ -205,6 +231,10 @@ async def _make_tables(connection: Any) -> None:
         if await connection.fetchval("SELECT to_regclass($1)", table) is None:
             await connection.execute(SCHEMA)
             return
+
+
+def _unreadable(page: Page) -> list[tuple[str, Unreadable]]:
+    return [(position, one) for position, one in page if isinstance(one, Unreadable)]
 
 
 def _row(record: UsageRecord) -> tuple[Any, ...]:

@@ -1,7 +1,9 @@
 """The ledger of a fleet in Redis: one script for all that changes it."""
 
+import logging
+import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Any
@@ -11,16 +13,18 @@ from redis.commands.core import AsyncScript
 
 from service.config import RedisSettings, UsageSettings
 from service.domain.ledger import Batch
+from service.domain.usage_page import PAGE, START, Page, Unreadable
 from service.domain.usage_record import UsageRecord
+from service.errors import StoreUnavailable
 from service.storage.redis import close_redis, redis_client, redis_errors
-from service.storage.usage_json import record_as_json, record_of_json
+from service.storage.usage_json import record_as_json, record_of_json, record_or_not
+
+logger = logging.getLogger(__name__)
 
 SCRIPT = files("service.storage").joinpath("ledger.lua").read_text("utf-8")
 PREFIX = "{llm-api:usage}:"
 """The braces put all keys into one slot of a Redis Cluster, so that a script may touch them together."""
 MAX_CONNECTIONS = 4
-PAGE = 500
-"""Records that are read at once."""
 SCAN = 200
 SKEW_S = 60.0
 """By how much a process's clock may be before the store's."""
@@ -33,6 +37,9 @@ class RedisLedgerStore:
         self._redis = redis
         self._settings = settings
         self._keys = [f"{prefix}drafts", f"{prefix}records", f"{prefix}last"]
+        self._about = f"{prefix}about"
+        self._sinks = f"{prefix}sinks"
+        self._id: str | None = None
         self._silent_since: dict[str, float] = {}
         """Of each owner, from when on nobody has heard of it, on the monotonic clock."""
 
@@ -84,20 +91,57 @@ class RedisLedgerStore:
     async def read(self, since: float, until: float) -> AsyncIterator[UsageRecord]:
         """See :class:`service.engine.ledger_writer.LedgerStore`.
 
-        What was kept elsewhere during an outage stands later among the records than it ended.
+        What was kept elsewhere during an outage stands later among the records than it ended. What is no record is
+        passed over, and told to the log.
         """
-        async for _, record in self.follow(f"{max(0, int((since - SKEW_S) * 1_000))}-0"):
-            if record.ended_at is not None and since <= record.ended_at < until:
+        unreadable = 0
+        async for record in self._follow(f"{max(0, int((since - SKEW_S) * 1_000))}-0"):
+            if isinstance(record, Unreadable):
+                unreadable += 1
+            elif record.ended_at is not None and since <= record.ended_at < until:
                 yield record
+        if unreadable:
+            logger.warning("the ledger has entries that are no records", extra={"count": unreadable})
 
-    async def follow(self, after: str) -> AsyncIterator[tuple[str, UsageRecord]]:
-        """Yield the records after this id of the stream, with their ids, to its present end."""
+    async def ledger_id(self) -> str:
+        """See :class:`service.domain.usage_page.UsageLog`. Drawn once for a store, and lost with what is in it."""
+        if self._id is None:
+            with redis_errors():
+                await self._client.hsetnx(self._about, "id", secrets.token_hex(8))
+                self._id = (await self._client.hget(self._about, "id")).decode()  # type: ignore[union-attr]
+        return self._id
+
+    async def page(self, ledger_id: str, after: str) -> Page:
+        """See :class:`service.domain.usage_page.UsageLog`. The id is asked in the round trip that reads."""
+        with redis_errors():
+            async with self._client.pipeline(transaction=True) as pipe:
+                pipe.hget(self._about, "id")
+                pipe.xrange(self._keys[1], min=f"({after}", max="+", count=PAGE)
+                found, entries = await pipe.execute()
+        if found is None or found.decode() != ledger_id:
+            self._id = None
+            raise StoreUnavailable("the ledger's store is another one than before, or lost what it had")
+        return [(entry_id.decode(), _entry(fields)) for entry_id, fields in entries]
+
+    async def sink_at(self, sink: str, position: str | None) -> None:
+        """See :class:`service.domain.usage_page.UsageLog`. A sink of which nobody hears for a day is forgotten."""
+        with redis_errors():
+            async with self._client.pipeline(transaction=True) as pipe:
+                if position is None:
+                    pipe.hsetnx(self._sinks, sink, START)
+                else:
+                    pipe.hset(self._sinks, sink, position)
+                pipe.hset(self._sinks, f"{sink}:at", str(int(time.time() * 1_000)))
+                await pipe.execute()
+
+    async def _follow(self, after: str) -> AsyncIterator[UsageRecord | Unreadable]:
+        """Yield the entries after this id of the stream, to its present end."""
         while True:
             with redis_errors():
                 page: Any = await self._client.xrange(self._keys[1], min=f"({after}", max="+", count=PAGE)
             for entry_id, fields in page:
                 after = entry_id.decode()
-                yield after, record_of_json(fields[b"r"])
+                yield _entry(fields)
             if len(page) < PAGE:
                 return
 
@@ -112,3 +156,9 @@ class RedisLedgerStore:
     async def _run(self, operation: str, *arguments: Any) -> Any:
         with redis_errors():
             return await self._script(keys=self._keys, args=[operation, *arguments])
+
+
+def _entry(fields: Mapping[bytes, bytes]) -> UsageRecord | Unreadable:
+    if b"r" not in fields:
+        return Unreadable(b" ".join(part for field in fields.items() for part in field), "no record")
+    return record_or_not(fields[b"r"])

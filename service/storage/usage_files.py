@@ -1,8 +1,9 @@
 """Records as files for other programs: one JSON object a line, a file for each day, as ClickHouse's JSONEachRow."""
 
+import base64
 import fcntl
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -10,43 +11,52 @@ from pathlib import Path
 import orjson
 
 from service.domain.usage_columns import columns_of
-from service.domain.usage_page import Page, Taken
+from service.domain.usage_page import START, Page, SetAside, Taken, Unreadable, UsageLog
+from service.domain.usage_record import UsageRecord
 from service.errors import StoreUnavailable
+from service.storage.usage_json import record_as_json
 
 TAIL_BYTES = 1 << 16
 """What is read of a file's end at first; more where no whole line is in it."""
-POSITION = ".position"
-START = "0-0"
 
 
 class UsageFiles:
-    """A sink for records. One process at a time writes to a folder; the others find its lock."""
+    """A sink for records. One process at a time writes those of a ledger to a folder; the others find its lock.
+
+    Each ledger has files of its own, so that several may share a folder.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock: int | None = None
         self._after: str | None = None
+        self._ledger = ""
 
-    async def drain(self, read: Callable[[str], Awaitable[Page]]) -> Taken:
+    async def drain(self, log: UsageLog) -> Taken:
         """Append the page that follows what is there. Raises ``StoreUnavailable``.
 
         The last whole line says where to go on, so none is lost and none written twice, whenever the process dies.
         Where the files were taken away since, a file of its own says it.
         """
+        ledger = await log.ledger_id()
         try:
+            if ledger != self._ledger:
+                self.close()
+                self._ledger, self._after = ledger, None
             if not self._is_ours():
                 return Taken()
             if self._after is None:
                 self._after = self._last_position()
-            page = await read(self._after)
+            page = await log.page(ledger, self._after)
+            aside: list[SetAside] = []
             if page:
-                self._append(page)
+                aside = self._append(page)
                 self._after = page[-1][0]
                 self._note(self._after)
         except OSError as error:
             self._after = None  # a part of a line may stand there
             raise StoreUnavailable(f"the files of usage cannot be written ({type(error).__name__})") from error
-        return Taken(len(page))
+        return Taken(len(page), tuple(aside), self._after)
 
     def close(self) -> None:
         """Let another process write."""
@@ -57,7 +67,7 @@ class UsageFiles:
     def _is_ours(self) -> bool:
         if self._lock is None:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            lock = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock = os.open(self._folder / f".lock-{self._ledger}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -69,39 +79,72 @@ class UsageFiles:
     def _last_position(self) -> str:
         """Return the position of the newest record; cut off what was begun behind it."""
         found = [self._noted()]
-        for path in sorted(self._folder.glob("usage-*.jsonl"), reverse=True):
+        for path in sorted(self._folder.glob(f"usage-*-{self._ledger}.jsonl"), reverse=True):
             position = _position_at_end(path)
             if position is not None:
                 found.append(position)
                 break
         return max(found, key=_order)
 
+    @property
+    def _position_path(self) -> Path:
+        return self._folder / f".position-{self._ledger}"
+
     def _noted(self) -> str:
         try:
-            position = (self._folder / POSITION).read_text("ascii")
+            position = self._position_path.read_text("ascii")
             _order(position)
         except (FileNotFoundError, ValueError):
             return START
         return position
 
     def _note(self, position: str) -> None:
-        new = self._folder / f"{POSITION}.new"
+        new = self._folder / f".position-{self._ledger}.new"
         new.write_text(position, "ascii")
-        new.replace(self._folder / POSITION)
+        new.replace(self._position_path)
 
-    def _append(self, page: Page) -> None:
-        path = self._folder / f"usage-{datetime.now(UTC):%Y-%m-%d}.jsonl"
-        lines = b"".join(
-            orjson.dumps({**columns_of(record), "position": position}, default=_plain) + b"\n"
-            for position, record in page
-        )
+    def _append(self, page: Page) -> list[SetAside]:
+        """Append what can be written, after what cannot has been set aside."""
+        lines: list[bytes] = []
+        aside: list[SetAside] = []
+        aside_lines: list[bytes] = []
+        for position, one in page:
+            line = _line(position, one)
+            if isinstance(line, Unreadable):
+                aside.append(SetAside(position, line.reason))
+                aside_lines.append(_aside_line(position, line))
+            else:
+                lines.append(line)
+        self._write("aside", aside_lines)
+        self._write("usage", lines)
+        return aside
+
+    def _write(self, name: str, lines: Sequence[bytes]) -> None:
+        if not lines:
+            return
+        path = self._folder / f"{name}-{datetime.now(UTC):%Y-%m-%d}-{self._ledger}.jsonl"
+        text = b"".join(lines)
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            if os.write(file, lines) < len(lines):
+            if os.write(file, text) < len(text):
                 raise OSError("no space is left")
             os.fsync(file)
         finally:
             os.close(file)
+
+
+def _line(position: str, one: UsageRecord | Unreadable) -> bytes | Unreadable:
+    if isinstance(one, Unreadable):
+        return one
+    try:
+        return orjson.dumps({**columns_of(one), "position": position}, default=_plain) + b"\n"
+    except (TypeError, ValueError, OverflowError, OSError) as error:  # a time or a number that has no place in a column
+        return Unreadable(record_as_json(one), type(error).__name__)
+
+
+def _aside_line(position: str, one: Unreadable) -> bytes:
+    raw = base64.b64encode(one.raw).decode("ascii")
+    return orjson.dumps({"position": position, "reason": one.reason, "record_base64": raw}) + b"\n"
 
 
 def _position_at_end(path: Path) -> str | None:

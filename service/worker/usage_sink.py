@@ -2,12 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Protocol
 
-from service.domain.usage_page import Page, Taken
-from service.domain.usage_record import UsageRecord
+from service.domain.usage_page import PAGE, Taken, UsageLog
 from service.errors import StoreUnavailable
 from service.telemetry.metrics import Metrics
 
@@ -15,29 +14,20 @@ logger = logging.getLogger(__name__)
 
 EVERY_S = 1.0
 AWAY_S = 5.0
-PAGE = 500
 
 
 class Sink(Protocol):
     """Takes records in their order, from where it stopped."""
 
-    async def drain(self, read: Callable[[str], Awaitable[Page]]) -> Taken:
+    async def drain(self, log: UsageLog) -> Taken:
         """Take the page behind what it has. Raises ``StoreUnavailable``."""
-        ...
-
-
-class Log(Protocol):
-    """The records of the ledger, in the order in which they were written."""
-
-    def follow(self, after: str) -> AsyncIterator[tuple[str, UsageRecord]]:
-        """Yield the records behind a position, with theirs."""
         ...
 
 
 class UsageDrain:
     """Drains the ledger to a sink, in every process; the sink lets one at a time do it."""
 
-    def __init__(self, *, log: Log, sink: Sink, name: str, metrics: Metrics, every_s: float = EVERY_S) -> None:
+    def __init__(self, *, log: UsageLog, sink: Sink, name: str, metrics: Metrics, every_s: float = EVERY_S) -> None:
         self._log = log
         self._sink = sink
         self._name = name
@@ -58,8 +48,9 @@ class UsageDrain:
         is_away = False
         while True:
             pause_s = self._every_s
+            taken = Taken()
             try:
-                taken = await self._sink.drain(self._page)
+                taken = await self._sink.drain(self._log)
                 self._tell(taken)
                 if taken.count == PAGE:
                     pause_s = 0.0
@@ -74,8 +65,14 @@ class UsageDrain:
                 logger.exception("draining usage failed by a defect")
                 self._metrics.unhandled_errors.labels("ledger").inc()
                 pause_s = AWAY_S
+            await self._report(taken.position)
             self._metrics.usage_drain_ok.labels(self._name).set(0 if is_away else 1)
             await asyncio.sleep(pause_s)
+
+    async def _report(self, position: str | None) -> None:
+        """Keep what is not taken from being trimmed, most of all while the sink is away."""
+        with suppress(StoreUnavailable):
+            await self._log.sink_at(self._name, position)
 
     def _tell(self, taken: Taken) -> None:
         for one in taken.set_aside:
@@ -84,11 +81,3 @@ class UsageDrain:
                 extra={"sink": self._name, "position": one.position, "reason": one.reason},
             )
             self._metrics.usage_set_aside.labels(self._name).inc()
-
-    async def _page(self, after: str) -> Page:
-        page: list[tuple[str, UsageRecord]] = []
-        async for entry in self._log.follow(after):
-            page.append(entry)
-            if len(page) == PAGE:
-                break
-        return page

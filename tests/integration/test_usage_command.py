@@ -57,6 +57,9 @@ def test_usage_is_told_while_the_service_runs_and_after_it(tmp_path: Path, store
         (("--since", "2026-11-02T00:00:00Z", "--until", "2026-11-01T00:00:00Z"), "--since has to be before --until"),
         (("--by", "colour"), "choose from"),
         (("--capacity", "0"), "takes whole seconds"),
+        (("--capacity", "43"), "--capacity 43 makes more than 2000 steps of this time: take 44 or more"),
+        (("--since", "0001-01-01T00:00:00+14:00"), "--since: takes a time of the years 1970 to 9998"),
+        (("--until", "9999-12-31T23:59:59Z"), "--until: takes a time of the years 1970 to 9998"),
     ],
 )
 def test_a_question_that_makes_no_sense_is_refused(arguments: tuple[str, ...], told: str) -> None:

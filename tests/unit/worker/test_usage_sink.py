@@ -1,24 +1,29 @@
 """Draining the ledger: what is said of it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.domain.usage_page import Page, SetAside, Taken
-from service.domain.usage_record import UsageRecord
+from service.domain.usage_page import Page, SetAside, Taken, UsageLog
 from service.errors import StoreUnavailable
 from service.telemetry.metrics import Metrics
 from service.worker.usage_sink import UsageDrain
 
 
 class Empty:
-    async def follow(self, after: str) -> AsyncIterator[tuple[str, UsageRecord]]:
-        del after
-        entries: list[tuple[str, UsageRecord]] = []
-        for entry in entries:
-            yield entry
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, str | None]] = []
+
+    async def ledger_id(self) -> str:
+        return "a1"
+
+    async def page(self, ledger_id: str, after: str) -> Page:
+        del ledger_id, after
+        return []
+
+    async def sink_at(self, sink: str, position: str | None) -> None:
+        self.heard.append((sink, position))
 
 
 class Failing:
@@ -28,12 +33,12 @@ class Failing:
         self.error = error
         self.asked = asyncio.Event()
 
-    async def drain(self, read: Callable[[str], Awaitable[Page]]) -> Taken:
-        del read
+    async def drain(self, log: UsageLog) -> Taken:
+        del log
         self.asked.set()
         if self.error is not None:
             raise self.error
-        return Taken(2, (SetAside("1-0", "DataError"),))
+        return Taken(2, (SetAside("1-0", "DataError"),), "2-0")
 
 
 @pytest.mark.parametrize(
@@ -46,6 +51,18 @@ async def test_a_drain_that_fails_says_so_whatever_the_reason(error: Exception |
         await sink.asked.wait()
         await asyncio.sleep(0)
     assert metrics.registry.get_sample_value("llm_api_usage_drain_ok", {"sink": "files"}) == ok
+
+
+@pytest.mark.parametrize(("error", "position"), [(None, "2-0"), (StoreUnavailable("away"), None)])
+async def test_the_ledger_hears_how_far_a_sink_is_and_that_there_is_one(
+    error: Exception | None, position: str | None
+) -> None:
+    log = Empty()
+    sink = Failing(error)
+    async with UsageDrain(log=log, sink=sink, name="files", metrics=Metrics(CollectorRegistry())).running():
+        await sink.asked.wait()
+        await asyncio.sleep(0)
+    assert log.heard == [("files", position)]
 
 
 async def test_what_is_set_aside_is_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
