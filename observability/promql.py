@@ -4,7 +4,7 @@ BAD = "us|provider|capacity"
 """Faults that count against the objectives; what is the caller's does not."""
 FAILED = "upstream_unavailable|upstream_timeout|upstream_invalid_response|upstream_overloaded"
 """Outcomes of calls to a provider that is not well."""
-JUDGED = "cancelled|invalid_request|upstream_rejected"
+JUDGED = "cancelled|invalid_request|upstream_rejected|deadline_passed"
 """Outcomes that say nothing of a provider."""
 
 
