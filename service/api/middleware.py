@@ -306,7 +306,7 @@ def _account(scope: Scope, metrics: Metrics, method: str, answer: _Answer) -> fl
     metrics.http_requests.labels(route, method, str(code)).inc()
     if route not in PROBES and code != HTTPStatus.SWITCHING_PROTOCOLS:  # a socket's generations count one by one
         # What is refused before it is routed, as during a stop, was asked of a family all the same.
-        family = family_of(route_path(scope) if route == UNMATCHED else route)
+        family = family_of(route_path(scope) if route == UNMATCHED else route, method)
         metrics.requests_ended.labels(family, fault_of(scope, code)).inc()
     context: RequestContext | None = scope.get(CONTEXT)
     if context is not None and code == HTTPStatus.OK and OUTCOME not in scope:

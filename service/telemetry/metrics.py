@@ -43,6 +43,7 @@ FAMILIES = (
     "embeddings",
     "jobs",
     "batches",
+    "polls",
     "ws",
     "other",
 )

@@ -198,8 +198,18 @@ def test_what_nobody_noted_follows_from_status_and_outcome(scope: dict[str, str]
 
 
 def test_each_route_has_a_family_that_is_known() -> None:
-    paths = [*create_app(fake_settings()).openapi()["paths"], "/ws"]
-    assert {family_of(path) for path in paths} == set(FAMILIES)
+    paths = create_app(fake_settings()).openapi()["paths"]
+    families = {family_of(path, method.upper()) for path, operations in paths.items() for method in operations}
+    assert families | {family_of("/ws", "GET")} == set(FAMILIES)
+
+
+async def test_who_polls_does_not_outweigh_who_generates(api: FakeApp) -> None:
+    job_id = (await api.client.post("/generate/async", json=PROMPT)).json()["job_id"]
+    for _ in range(3):
+        await api.client.get(f"/generate/async/{job_id}")
+    await api.client.delete(f"/generate/async/{job_id}")
+    await api.client.get("/generate/async/nowhere")
+    assert ended(api) == {("jobs", "none"): 2, ("polls", "none"): 3, ("polls", "caller"): 1}
 
 
 async def test_tokens_count_by_type_and_cost_by_price() -> None:
