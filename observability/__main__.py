@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from observability.dashboards import DASHBOARDS
-from observability.rules import alerting, of_release, recorded
+from observability.rules import alerting, of_all, of_release, recorded
 
 ROOT = Path(__file__).parents[1]
 PLAIN, CHART = ROOT / "observability" / "generated", ROOT / "charts" / "llm-api"
@@ -30,7 +30,7 @@ def files(folder: Path) -> dict[str, str]:
             for dashboard in DASHBOARDS
         },
         **{
-            f"rules/{name}.yaml": as_yaml(of_release(groups) if folder == CHART else groups)
+            f"rules/{name}.yaml": as_yaml(of_release(groups) if folder == CHART else of_all(groups))
             for name, groups in rules.items()
         },
     }

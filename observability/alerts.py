@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from string import Template
 from typing import Any, Literal
 
-from observability.promql import BAD, FAILED, JUDGED, quantile, share, summed
-from observability.slo import LEAST_EVENTS, OBJECTIVES, Burn, Objective, Severity
+from observability.promql import BAD, FAILED, GENERATES, JUDGED, quantile, share, summed
+from observability.slo import LEAST_BAD, OBJECTIVES, Burn, Objective, Severity
 
 RUNBOOKS = "https://github.com/llm-api/llm-api/blob/main/docs/runbooks"
 Dashboard = Literal["llm-api-service", "llm-api-provider", "llm-api-cost"]
@@ -76,8 +76,8 @@ def _burn(objective: Objective, burn: Burn) -> Alert:
         objective.alert,
         burn.severity,
         f"{measured(burn.short)} and {measured(burn.long)} "
-        f"and on (namespace) ({objective.events('increase', burn.long)} > $events)",
-        {"factor": Threshold(burn.factor), "events": Threshold(LEAST_EVENTS)},
+        f"and on (namespace) ({objective.bad_events('increase', burn.long)} > $bad)",
+        {"factor": Threshold(burn.factor), "bad": Threshold(LEAST_BAD)},
         f"{objective.description}: this does not hold",
         f"{{{{ $value | humanizePercentage }}}} went badly in the last {burn.short}, and the last {burn.long} too are "
         f"over {burn.factor * objective.budget * 100:.3g} %. The objective is {objective.percent:g} %.",
@@ -95,7 +95,7 @@ def _usual_cost() -> str:
 
 _CALLS = "llm_api_upstream_requests_total"
 
-_COUNTED = 'family!="other",fault!="caller"'
+_COUNTED = f'{GENERATES},fault!="caller"'
 _ALL_ENDS = summed("increase", "llm_api_requests_ended_total", _COUNTED, "30m")
 _BAD_ENDS = summed("increase", "llm_api_requests_ended_total", f'{_COUNTED},fault=~"{BAD}"', "30m")
 _API = 'llm_api_build_info{component="api"}'
@@ -237,8 +237,8 @@ CAUSES = (
         "LLMAPIShedding",
         "ticket",
         share(
-            summed("rate", "llm_api_requests_ended_total", 'family!="other",fault="capacity"', "15m"),
-            summed("rate", "llm_api_requests_ended_total", 'family!="other"', "15m"),
+            summed("rate", "llm_api_requests_ended_total", f'{GENERATES},fault="capacity"', "15m"),
+            summed("rate", "llm_api_requests_ended_total", GENERATES, "15m"),
         )
         + " > $share",
         {"share": Threshold(0.001)},

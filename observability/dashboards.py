@@ -1,7 +1,7 @@
 """The three dashboards: how the service is, how its providers are, what it costs and who strains it."""
 
 from observability.panels import Dashboard, Panel, Query, Row, Variable
-from observability.promql import BAD, FAILED, JUDGED, boundary
+from observability.promql import BAD, FAILED, GENERATES, JUDGED, boundary
 from observability.slo import OBJECTIVES, PERIOD_DAYS
 
 SELECTOR = 'namespace=~"$namespace",job=~"$job",instance=~"$instance"'
@@ -47,7 +47,7 @@ def _one(expr: str, legend: str = "") -> tuple[Query, ...]:
 
 
 _ENDED = "llm_api_requests_ended_total"
-_FAMILIES = 'family!="other"'
+_FAMILIES = GENERATES
 _CALLS = "llm_api_upstream_requests_total"
 _PROVIDER = 'provider=~"$provider"'
 _SLO = 'sloth_service="llm-api",namespace=~"$namespace"'

@@ -2,9 +2,13 @@
 
 BAD = "us|provider|capacity"
 """Faults that count against the objectives; what is the caller's does not."""
+GENERATES = 'family!~"other|polls"'
+"""Requests for something to be generated. Who polls does so at a rate of its own, and would outweigh them."""
+POLLS = 'family="polls"'
+"""Requests that ask how a background job or batch is."""
 FAILED = "upstream_unavailable|upstream_timeout|upstream_invalid_response|upstream_overloaded"
 """Outcomes of calls to a provider that is not well."""
-JUDGED = "cancelled|invalid_request|upstream_rejected"
+JUDGED = "cancelled|invalid_request|upstream_rejected|deadline_passed"
 """Outcomes that say nothing of a provider."""
 
 

@@ -9,8 +9,10 @@ from observability.promql import summed
 from observability.slo import OBJECTIVES, recording_rules
 
 PODS = 'namespace="@namespace@",pod=~"@pods@"'
-RELEASE = "@release@"
-"""What the chart puts a release's namespace, the pattern of its pods' names and its own name in the place of."""
+RELEASE = "@namespace@/@release@"
+"""What the chart puts a release's namespace, the pattern of its pods' names and its own name in the place of.
+
+Two namespaces may have releases of one name."""
 _MEASURED = re.compile(r"(?<![\w:])(llm_api_\w+)(?:\{([^}]*)\})?")
 _RECORDED = re.compile(r"(?<![\w:])((?:slo|namespace):[\w:]+)(?:\{([^}]*)\})?")
 
@@ -34,6 +36,21 @@ def of_release(rules: Mapping[str, Any]) -> dict[str, Any]:
     """Return rules that look at one release alone, so that two of them in a namespace do not tell of each other."""
     return {
         "groups": [{**group, "rules": [_rule_of_release(rule) for rule in group["rules"]]} for group in rules["groups"]]
+    }
+
+
+def of_all(rules: Mapping[str, Any]) -> dict[str, Any]:
+    """Return rules that pass over what those of a release record, so that both can live in one Prometheus."""
+    return {
+        "groups": [
+            {
+                **group,
+                "rules": [
+                    {**rule, "expr": _narrowed(_RECORDED, 'release=""', rule["expr"])} for rule in group["rules"]
+                ],
+            }
+            for group in rules["groups"]
+        ]
     }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from observability.promql import BAD, boundary, share, summed
+from observability.promql import BAD, GENERATES, POLLS, boundary, share, summed
 
 Severity = Literal["page", "ticket"]
 
@@ -16,8 +16,8 @@ PERIOD_DAYS = 30
 WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
 REACH = 0.9
 """Of the fastest burn there can be: a factor above it would hardly ever be met, however bad it is."""
-LEAST_EVENTS = 100
-"""In an alert's long window: of fewer, one bad request says nothing."""
+LEAST_BAD = 10
+"""Events that went badly in an alert's long window: in a quiet night fewer are most of all, and wake nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +85,17 @@ class Objective:
         """Count what happened."""
         return summed(function, self.counter + ("_count" if self.within_s else ""), self.labels, window)
 
+    def bad_events(self, function: str, window: str) -> str:
+        """Count what went badly."""
+        if self.within_s is None:
+            return summed(function, self.counter, f"{self.labels},{self.bad}", window)
+        within = f'{self.labels},le="{boundary(self.within_s)}"'.removeprefix(",")
+        good = summed(function, f"{self.counter}_bucket", within, window)
+        return f"({self.events(function, window)} - {good})"
+
     def error_ratio(self, window: str) -> str:
         """Return the share that went badly."""
-        total = self.events("rate", window)
-        if self.within_s is None:
-            return share(summed("rate", self.counter, f"{self.labels},{self.bad}", window), total)
-        within = f'{self.labels},le="{boundary(self.within_s)}"'.removeprefix(",")
-        good = summed("rate", f"{self.counter}_bucket", within, window)
-        return share(f"({total} - {good})", total)
+        return share(self.bad_events("rate", window), self.events("rate", window))
 
 
 OBJECTIVES = (
@@ -102,7 +105,7 @@ OBJECTIVES = (
         99.9,
         "Requests are answered to their end; mistakes, limits and departures of callers do not count",
         "llm_api_requests_ended_total",
-        'family!="other",fault!="caller"',
+        f'{GENERATES},fault!="caller"',
         bad=f'fault=~"{BAD}"',
     ),
     Objective(
@@ -111,8 +114,18 @@ OBJECTIVES = (
         99.95,
         "Requests do not fail by a fault of this service; outages of providers do not count",
         "llm_api_requests_ended_total",
-        'family!="other",fault!="caller"',
+        f'{GENERATES},fault!="caller"',
         bad='fault="us"',
+        pages=False,
+    ),
+    Objective(
+        "polls",
+        "LLMAPIAvailabilityBurn",
+        99.9,
+        "Callers learn how their background jobs and batches are",
+        "llm_api_requests_ended_total",
+        f'{POLLS},fault!="caller"',
+        bad=f'fault=~"{BAD}"',
         pages=False,
     ),
     *(

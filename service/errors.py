@@ -20,6 +20,7 @@
     ├── Cancelled                 499   the caller asked for the end of it
     ├── RateLimited               429   this principal's budget is spent
     ├── Overloaded                503   our own queue is full
+    │   └── SocketFull            503   one socket's own limit of generations is reached
     ├── CircuitOpen               503   every way to the model failed a moment ago, and is given a rest
     ├── Draining                  503   this process is stopping
     ├── StreamInterrupted         503   the process that generated a resumable stream is gone
@@ -33,6 +34,7 @@
         ├── UpstreamInvalid       502   an answer that breaks the schema, or breaks off
         ├── UpstreamMisconfigured 502   our key, quota or address is refused: page someone
         └── UpstreamTimeout       504   a deadline passed while waiting for the upstream
+            └── DeadlinePassed    504   the caller's own, which it gave with the request
 
 The class decides: ``code``, ``status`` and ``retryable`` are class attributes; ``service.api.errors`` alone renders.
 """
@@ -245,7 +247,15 @@ class Overloaded(ServiceError):  # noqa: N818
     status = 503
     retryable = True
     title = "The service is overloaded"
-    fault = "capacity"
+    fault: ClassVar[Fault] = "capacity"
+
+
+class SocketFull(Overloaded):
+    """A socket has as many generations as it may: whoever opened it waits for one of them, or opens another."""
+
+    code = "socket_full"
+    title = "The socket has as many generations as it may"
+    fault = "caller"
 
 
 class CircuitOpen(ServiceError):  # noqa: N818
@@ -397,6 +407,14 @@ class UpstreamTimeout(UpstreamError):  # noqa: N818
     status = 504
     retryable = True
     title = "The provider did not answer in time"
+
+
+class DeadlinePassed(UpstreamTimeout):
+    """The time was over that the caller gave: the provider may need more, and is not ill for that."""
+
+    code = "deadline_passed"
+    title = "The time that the request gave was over"
+    fault = "caller"
 
 
 def fault_of_code(code: str) -> Fault:

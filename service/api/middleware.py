@@ -238,6 +238,7 @@ async def _refuse(error: ServiceError, scope: Scope, receive: Receive, send: Sen
         if "websocket.http.response" in scope.get("extensions", ()):
             await render_error(error, scope)(scope, receive, send)
         else:
+            scope[FAULT] = error.fault
             await send({"type": "websocket.close", "code": SERVICE_RESTART, "reason": error.title})
         return
     if _header(scope, b"expect") is None:  # who waits for our word before sending shall not be told to send
@@ -308,7 +309,9 @@ def _account(scope: Scope, metrics: Metrics, method: str, answer: _Answer) -> fl
     code = int(answer.status) or CLIENT_LEFT
     metrics.http_requests.labels(route, method, str(code)).inc()
     if route not in PROBES and code != HTTPStatus.SWITCHING_PROTOCOLS:  # a socket's generations count one by one
-        metrics.requests_ended.labels(family_of(route), fault_of(scope, code)).inc()
+        # What is refused before it is routed, as during a stop, was asked of a family all the same.
+        family = family_of(route_path(scope) if route == UNMATCHED else route, method)
+        metrics.requests_ended.labels(family, fault_of(scope, code)).inc()
     context: RequestContext | None = scope.get(CONTEXT)
     if context is not None and code == HTTPStatus.OK and OUTCOME not in scope:
         others_s = context.timings.others_until(time.monotonic())

@@ -32,6 +32,8 @@ _FAMILIES = (
     ("/ws", "ws"),
 )
 """How templates of routes begin, and the families that they make; the first that fits counts."""
+_POLLED = ("/generate/async/", "/v1/files", "/v1/batches", "/v1/uploads")
+"""How templates of those begin that tell of background work where they are read."""
 
 
 def fault_of(scope: Scope, status: int) -> Fault:
@@ -48,6 +50,11 @@ def fault_of(scope: Scope, status: int) -> Fault:
 
 
 @lru_cache(maxsize=256)
-def family_of(route: str) -> str:
-    """Return the family of a route's template; ``other`` where nothing is generated."""
+def family_of(route: str, method: str = "") -> str:
+    """Return the family of a route's template; ``other`` where nothing is generated.
+
+    Who reads how a job or batch is polls, however much is generated: that is a family of its own.
+    """
+    if method == "GET" and route.startswith(_POLLED):
+        return "polls"
     return next((family for start, family in _FAMILIES if route.startswith(start)), "other")

@@ -30,7 +30,7 @@ from service.domain.principal import Principal, RequestContext
 from service.domain.trace import Tracing
 from service.engine.drain import Drain, Stage
 from service.engine.generation import GenerationService
-from service.errors import Cancelled, InternalError, InvalidRequest, NotFound, Overloaded, ServiceError, Unauthenticated
+from service.errors import Cancelled, InternalError, InvalidRequest, NotFound, ServiceError, SocketFull, Unauthenticated
 from service.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -191,7 +191,7 @@ class SocketSession:
         while True:
             if self._drain.stage and not told:
                 told = True
-                await self._send_error(None, self._drain.error())
+                await self._tell(None, self._drain.error())  # nothing has failed by it
             if self._drain.stage >= Stage.REFUSING and not self._running:
                 raise _Close(SERVICE_RESTART, "the process is stopping: connect again, to reach another")
             try:
@@ -271,7 +271,7 @@ class SocketSession:
         if message.id in self._running:
             raise InvalidRequest.at("id", f"a generation {message.id!r} runs already on this socket")
         if len(self._running) >= self._max_generations:
-            raise Overloaded(f"{self._max_generations} generations run already on this socket; wait for one, or cancel")
+            raise SocketFull(f"{self._max_generations} generations run already on this socket; wait for one, or cancel")
         # A socket lives for hours: its key may have been revoked since the handshake.
         principal = self._authenticator.renew(self._context.principal)
         task = asyncio.create_task(self._run(message, principal, time.monotonic()))
@@ -365,6 +365,9 @@ class SocketSession:
 
     async def _send_error(self, generation_id: str | None, error: ServiceError, request_id: str | None = None) -> None:
         self._metrics.requests_ended.labels("ws", error.fault).inc()
+        await self._tell(generation_id, error, request_id)
+
+    async def _tell(self, generation_id: str | None, error: ServiceError, request_id: str | None = None) -> None:
         fields = problem(error, request_id or self._context.request_id)
         # A client that leaves meanwhile is noticed by whoever reads.
         with contextlib.suppress(WebSocketDisconnect):

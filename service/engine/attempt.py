@@ -9,8 +9,10 @@ from service.domain.generation import Usage
 from service.domain.trace import Span
 from service.engine.catalogue import Route
 from service.errors import (
+    DeadlinePassed,
     InternalError,
     ServiceError,
+    UpstreamError,
     UpstreamInvalid,
     UpstreamOverloaded,
     UpstreamThrottled,
@@ -60,6 +62,14 @@ class Attempt:
             if not is_whole:
                 self.span.set({semconv.OUTCOME: "cancelled"})
             self.span.end()
+
+    def judged(self, error: UpstreamError) -> UpstreamError:
+        """Return what a failure is to the caller: a timeout for which its own deadline was too early is its own."""
+        if not isinstance(error, UpstreamTimeout) or not self.is_out_of_time():
+            return error
+        passed = DeadlinePassed("the time that the request gave was over", provider=error.provider)
+        passed.__cause__ = error
+        return passed
 
     def broke_off(self, error: Exception) -> None:
         """Take note that what had begun well did not end well."""

@@ -20,6 +20,7 @@ from service.engine.model_span import OFF, ModelSpan
 from service.errors import (
     UNSUPPORTED,
     CircuitOpen,
+    DeadlinePassed,
     InternalError,
     InvalidRequest,
     ServiceError,
@@ -449,13 +450,8 @@ class _Run(Generic[T]):
                 raise
             self._unable = error
             way.over = True
-        except UpstreamError as error:
-            self._over(attempt, error.code, error, in_vain=self._is_in_vain(way, error, began))
-            if not error.fallback:
-                raise
-            self._failure = error
-            if attempt.kind != "hedge":
-                self._after(way, error)
+        except UpstreamError as raised:
+            self._failed(way, attempt, raised, in_vain=self._is_in_vain(way, raised, began))
         except Exception as error:
             self._over(attempt, error.code if isinstance(error, ServiceError) else InternalError.code)
             raise
@@ -466,6 +462,17 @@ class _Run(Generic[T]):
             self._house.metrics.upstream_attempts.labels(attempt.route.provider, attempt.kind, "ok").inc()
             return value, attempt
         return None
+
+    def _failed(self, way: _Way, attempt: Attempt, raised: UpstreamError, *, in_vain: bool) -> None:
+        """Take note of a provider's failure; raise it if no other attempt may do better."""
+        error = attempt.judged(raised)
+        self._over(attempt, error.code, error, in_vain=in_vain)
+        if not error.fallback:
+            raise error
+        if self._failure is None or not isinstance(error, DeadlinePassed):
+            self._failure = error  # what failed before is why the time did not suffice
+        if attempt.kind != "hedge":
+            self._after(way, error)
 
     def _is_in_vain(self, way: _Way, error: UpstreamError, began: float) -> bool:
         """Whether a timeout says that the request had no more time, and nothing of the provider."""
@@ -552,4 +559,5 @@ class _Run(Generic[T]):
             )
         if self._no_key is not None:
             return self._no_key
-        return self._unable or UpstreamTimeout("the time for this request was over before a provider could be asked")
+        kind = DeadlinePassed if self._is_out_of_time() else UpstreamTimeout
+        return self._unable or kind("the time for this request was over before a provider could be asked")

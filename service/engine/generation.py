@@ -25,7 +25,7 @@ from service.engine.attempts import Attempts
 from service.engine.catalogue import Mode, ModelCard, ModelCatalogue, ModelEntry, Route
 from service.engine.ledger import Account, Ledger, OpenCall
 from service.engine.model_span import UNTOLD, ModelSpan, model_span
-from service.errors import InternalError, ServiceError
+from service.errors import InternalError, ServiceError, UpstreamError
 from service.queueing.work import Work
 from service.telemetry.metrics import Metrics
 
@@ -257,9 +257,13 @@ class GenerationService:
 class _ObservedStream:
     """A provider's chunks, its first given back, with what they said in the end."""
 
-    def __init__(self, first: Chunk, rest: AsyncIterator[Chunk]) -> None:
+    def __init__(
+        self, first: Chunk, rest: AsyncIterator[Chunk], judged: Callable[[UpstreamError], UpstreamError]
+    ) -> None:
+        """``judged`` says what a failure of the provider's is to the caller."""
         self._first: Chunk | None = first
         self._rest = rest
+        self._judged = judged
         self._seen_bytes = 0
         self._first_usage = first.first_usage
         self.usage = first.usage
@@ -290,6 +294,9 @@ class _ObservedStream:
                 if self.on_end is not None:
                     await self.on_end()
                 raise
+            except UpstreamError as error:
+                self.failure = self._judged(error)
+                raise self.failure from error
             except Exception as error:
                 self.failure = error
                 raise
@@ -358,7 +365,7 @@ async def _opened(attempt: Attempt, request: GenerationRequest, call: OpenCall) 
         first = await _first_content(chunks)
         attempt.turn.first_content()
         call.first_content()
-        return _Opened(_ObservedStream(first, chunks), stack.pop_all(), call)
+        return _Opened(_ObservedStream(first, chunks, attempt.judged), stack.pop_all(), call)
 
 
 async def _first_content(chunks: AsyncIterator[Chunk]) -> Chunk:

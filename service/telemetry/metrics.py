@@ -44,6 +44,7 @@ FAMILIES = (
     "embeddings",
     "jobs",
     "batches",
+    "polls",
     "ws",
     "other",
 )

@@ -1,6 +1,7 @@
 """Each request that ends is somebody's, or nobody's, fault: what objectives are made of."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import get_args
 
@@ -11,11 +12,13 @@ from service.app import create_app
 from service.domain.generation import Usage
 from service.errors import (
     CircuitOpen,
+    DeadlinePassed,
     Fault,
     InternalError,
     Overloaded,
     RateLimited,
     ServiceError,
+    SocketFull,
     UpstreamMisconfigured,
     UpstreamRejected,
     UpstreamThrottled,
@@ -124,11 +127,50 @@ async def test_a_client_that_leaves_is_its_own_fault() -> None:
         assert ended(api) == {("stream", "caller"): 1}
 
 
+@pytest.mark.parametrize("resumable", ["false", "true"])
+@pytest.mark.parametrize("pieces", [(), ("one",)], ids=["before-content", "after"])
+async def test_a_timeout_that_the_caller_set_is_its_own(api: FakeApp, pieces: tuple[str, ...], resumable: str) -> None:
+    api.provider.script = Script(pieces=(*pieces, UpstreamTimeout("late")), stepped=True)
+    headers = {"x-request-timeout-ms": "60000"}
+    params = {**STREAMED, "resumable": resumable}
+    asked = asyncio.create_task(api.client.get("/stream", params=params, headers=headers))
+    call = await api.provider.call()
+    call.step(len(pieces))
+    await soon(call.waiting)
+    api.clock.advance(time.monotonic() + 61)
+    call.step()
+    answer = await asked
+    assert "deadline_passed" in answer.text
+    assert ended(api) == {("stream", "caller"): 1}
+    assert api.value("llm_api_upstream_requests_total", provider="fake", model="gpt-4o", outcome="deadline_passed") == 1
+
+
+async def test_a_provider_that_failed_before_the_callers_time_was_over_is_still_at_fault(api: FakeApp) -> None:
+    api.provider.script = Script(before=UpstreamUnavailable("gone"))
+    api.backup.script = Script(pieces=(UpstreamTimeout("late"),), stepped=True)
+    params = {"prompt": "x", "model": "two-routes"}
+    asked = asyncio.create_task(api.client.get("/stream", params=params, headers={"x-request-timeout-ms": "60000"}))
+    call = await api.backup.call()
+    await soon(call.waiting)
+    api.clock.advance(time.monotonic() + 61)
+    call.step()
+    assert (await asked).json()["code"] == "upstream_unavailable"
+    assert ended(api) == {("stream", "provider"): 1}
+
+
+async def test_what_a_stop_refuses_is_our_fault_in_its_family(api: FakeApp) -> None:
+    await api.resources.drain.run(delay_s=0)
+    assert (await api.client.post("/generate", json=PROMPT)).status_code == 503
+    assert (await api.client.post("/v1/messages", json=PROMPT)).status_code == 503
+    assert ended(api) == {("generate", "us"): 1, ("anthropic", "us"): 1}
+
+
 def test_every_class_of_error_says_whose_fault_it_is() -> None:
     faults = set(get_args(Fault)) - {"none"}
     assert {kind.fault for kind in error_classes()} == faults
     for kind in error_classes():
-        assert (kind.status < 500) == (kind.fault == "caller"), kind
+        of_callers_own_limits = kind in (DeadlinePassed, SocketFull)
+        assert (kind.status < 500 or of_callers_own_limits) == (kind.fault == "caller"), kind
     shed: tuple[type[ServiceError], ...] = (Overloaded, UpstreamThrottled)
     assert {kind.fault for kind in shed} == {"capacity"}
     assert (RateLimited.fault, CircuitOpen.fault) == ("caller", "provider")
@@ -156,8 +198,18 @@ def test_what_nobody_noted_follows_from_status_and_outcome(scope: dict[str, str]
 
 
 def test_each_route_has_a_family_that_is_known() -> None:
-    paths = [*create_app(fake_settings()).openapi()["paths"], "/ws"]
-    assert {family_of(path) for path in paths} == set(FAMILIES)
+    paths = create_app(fake_settings()).openapi()["paths"]
+    families = {family_of(path, method.upper()) for path, operations in paths.items() for method in operations}
+    assert families | {family_of("/ws", "GET")} == set(FAMILIES)
+
+
+async def test_who_polls_does_not_outweigh_who_generates(api: FakeApp) -> None:
+    job_id = (await api.client.post("/generate/async", json=PROMPT)).json()["job_id"]
+    for _ in range(3):
+        await api.client.get(f"/generate/async/{job_id}")
+    await api.client.delete(f"/generate/async/{job_id}")
+    await api.client.get("/generate/async/nowhere")
+    assert ended(api) == {("jobs", "none"): 2, ("polls", "none"): 3, ("polls", "caller"): 1}
 
 
 async def test_tokens_count_by_type_and_cost_by_price() -> None:

@@ -276,7 +276,8 @@ async def test_too_many_generations_are_refused_until_one_ends() -> None:
             await send(connection, type="generate", id=name, prompt="x")
         messages = [await receive(connection) for _ in range(3)]
         error = next(message for message in messages if message["type"] == "error")
-        assert (error["id"], error["code"], error["retryable"]) == ("c", "overloaded", True)
+        assert (error["id"], error["code"], error["retryable"]) == ("c", "socket_full", True)
+        assert api.value("llm_api_requests_ended_total", family="ws", fault="caller") == 1
         (await api.provider.call(0)).step(4)
         await receive_all(connection)
         await send(connection, type="generate", id="c", prompt="x")
@@ -554,6 +555,7 @@ async def test_at_the_signal_every_socket_is_told_once_and_served_on(api: FakeAp
         async with socket(api) as late:
             assert is_told(await receive(late))
             await nothing_is_on_its_way(late)
+    assert api.value("llm_api_requests_ended_total", family="ws", fault="us") == 0  # to be told is no failure
 
 
 async def test_an_idle_socket_closes_with_1012_when_new_work_is_refused(api: FakeApp) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from observability.alerts import ALERTS, HOURLY_COST, Alert
-from observability.promql import boundary
+from observability.promql import POLLS, boundary
 from observability.slo import OBJECTIVES, Objective, recording_rules
 
 OVER, UNDER = 1.1, 0.9
@@ -91,10 +91,11 @@ def _shares(objective: Objective, bad: Sequence[tuple[float, int]], total: float
             ),
         }
     name = objective.counter
+    family = 'family="polls"' if POLLS in objective.labels else 'family="chat"'
     return {
-        f'{name}{{{N},family="chat",fault="none"}}': _counter(*((total * (1 - share), steps) for share, steps in bad)),
-        f'{name}{{{N},family="chat",fault="us"}}': _counter(*((total * share, steps) for share, steps in bad)),
-        f'{name}{{{N},family="chat",fault="caller"}}': _counter(*((total, steps) for _, steps in bad)),
+        f'{name}{{{N},{family},fault="none"}}': _counter(*((total * (1 - share), steps) for share, steps in bad)),
+        f'{name}{{{N},{family},fault="us"}}': _counter(*((total * share, steps) for share, steps in bad)),
+        f'{name}{{{N},{family},fault="caller"}}': _counter(*((total, steps) for _, steps in bad)),
     }
 
 
@@ -105,7 +106,8 @@ def _burn(alert: Alert) -> Iterator[Case]:
     step_min = max(1, short_min // 12)
     steps = long_min // step_min
     limit = burn.factor * objective.budget
-    enough, few = 5 * alert.thresholds["events"].value / steps, UNDER * alert.thresholds["events"].value / steps
+    least = alert.thresholds["bad"].value / steps
+    enough = 5 * least / limit
 
     def case(name: str, bad: Sequence[tuple[float, int]], total: float, *, fires: bool) -> Case:
         at_min = sum(count for _, count in bad) * step_min
@@ -113,7 +115,7 @@ def _burn(alert: Alert) -> Iterator[Case]:
 
     yield case("just over", [(OVER * limit, steps + 2)], enough, fires=True)
     yield case("just under", [(UNDER * limit, steps + 2)], enough, fires=False)
-    yield case("too few to tell", [(1.0, steps + 2)], few, fires=False)
+    yield case("too few to tell", [(OVER * limit, steps + 2)], UNDER * least / (OVER * limit), fires=False)
     over = short_min // step_min + 1
     yield case("over soon after it is well", [(OVER * limit, steps + 2), (0.0, over)], enough, fires=False)
 

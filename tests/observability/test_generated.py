@@ -13,7 +13,7 @@ from observability.__main__ import CHART, PLAIN, files
 from observability.alerts import ALERTS, Alert
 from observability.dashboards import DASHBOARDS
 from observability.panels import Dashboard, Panel
-from observability.rules import PODS, RELEASE, alerting, of_release, recorded
+from observability.rules import PODS, RELEASE, alerting, of_all, of_release, recorded
 from observability.slo import OBJECTIVES, Objective
 from service.telemetry.metrics import FIRST_TOKEN_BUCKETS_S, JOB_BUCKETS_S, OVERHEAD_BUCKETS_S
 from tests.observability.cases import CASES
@@ -63,6 +63,17 @@ def test_the_charts_rules_look_at_one_release_alone(rules: dict[str, Any]) -> No
         known = re.findall(r"(?<![\w:])(?:slo|namespace):[\w:]+", plain["expr"])
         assert ours["expr"].count(PODS) == len(measured)
         assert ours["expr"].count(f'release="{RELEASE}"') == len(known)
+
+
+@pytest.mark.parametrize("rules", [recorded(), alerting()], ids=["recording", "alerts"])
+def test_plain_rules_pass_over_what_those_of_a_release_record(rules: dict[str, Any]) -> None:
+    for rule in rules_of(of_all(rules)):
+        known = re.findall(r"(?<![\w:])(?:slo|namespace):[\w:]+", rule["expr"])
+        assert rule["expr"].count('release=""') == len(known)
+
+
+def test_releases_of_one_name_in_two_namespaces_are_told_apart() -> None:
+    assert RELEASE == "@namespace@/@release@"
 
 
 @pytest.mark.usefixtures("promtool")
