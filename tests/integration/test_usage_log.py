@@ -5,17 +5,22 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from service.config import RedisSettings, UsageSettings
 from service.domain.ledger import Kind
-from service.domain.usage_page import Unreadable
+from service.domain.usage_page import PAGE, Unreadable
 from service.domain.usage_record import UsageRecord
 from service.errors import StoreUnavailable
 from service.storage.redis_ledger import RedisLedgerStore
+from service.storage.usage_files import UsageFiles
+from service.telemetry.metrics import Metrics
+from service.worker.usage_sink import UsageDrain
 from tests.support.usage_records import batch, record
 
 ONE = record()
@@ -102,3 +107,22 @@ async def test_a_sink_of_which_nobody_hears_holds_nothing_up(redis_url: str, pre
         await asyncio.sleep(0.01)
         await store.apply(batch("a", 2, *records))
         assert await client.xlen(f"{prefix}records") < 2 * COUNT
+
+
+def count_lines(folder: Path) -> int:
+    return sum(len(path.read_bytes().splitlines()) for path in folder.glob("usage-*"))
+
+
+async def test_a_drain_takes_all_from_the_store_and_says_how_far_it_is(
+    redis_url: str, prefix: str, tmp_path: Path
+) -> None:
+    files = UsageFiles(tmp_path)
+    metrics = Metrics(CollectorRegistry())
+    async with ledger(redis_url, prefix) as store, Redis.from_url(redis_url) as client:
+        await store.apply(batch("a", 1, *[("record", record()) for _ in range(PAGE + 1)]))
+        async with asyncio.timeout(20), UsageDrain(log=store, sink=files, name="files", metrics=metrics).running():
+            last = (await client.xinfo_stream(f"{prefix}records"))["last-generated-id"]
+            while await client.hget(f"{prefix}sinks", "files") != last:  # noqa: ASYNC110 - another task's work
+                await asyncio.sleep(0.01)
+    files.close()
+    assert count_lines(tmp_path) == PAGE + 1
