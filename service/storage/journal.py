@@ -3,6 +3,7 @@
 import fcntl
 import logging
 import os
+import stat
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -62,8 +63,7 @@ class FileJournal:
         try:
             if self._file is None:
                 self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-                self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._file = _made(self._path)
             end = os.fstat(self._file).st_size
             if os.write(self._file, line) < len(line):
                 os.ftruncate(self._file, end)  # no space is left
@@ -151,16 +151,31 @@ class FileJournal:
         self._at = 0
 
 
-def _locked(path: Path) -> FileJournal | None:
-    """Take over a file that no process holds."""
+def _made(path: Path) -> int:
+    """Make a file that is locked before others can find it by its name."""
+    new = path.with_suffix(".new")
+    file = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
-        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        new.rename(path)
+    except BaseException:
+        os.close(file)
+        new.unlink(missing_ok=True)
+        raise
+    return file
+
+
+def _locked(path: Path) -> FileJournal | None:
+    """Take over a file that no process holds. One that another user made, or that a link leads to, is not ours."""
+    try:
+        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # It may have been removed between the two: then it is nobody's.
-        is_there = os.fstat(file).st_ino == path.stat().st_ino
+        found = os.fstat(file)
+        is_there = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and found.st_ino == path.stat().st_ino
     except OSError:
         is_there = False
     if not is_there:

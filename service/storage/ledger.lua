@@ -1,10 +1,10 @@
 -- The ledger: drafts, records, and the number of each process's last entry. All of it in one slot.
--- KEYS: drafts (hash by id: "owner\njson"), records (stream), last (hash by owner)
+-- KEYS: drafts (hash by id: "owner\njson"), records (stream)
 -- ARGV: operation, and what it takes
 
-local drafts, records, last = KEYS[1], KEYS[2], KEYS[3]
+local drafts, records = KEYS[1], KEYS[2]
 local prefix = string.sub(drafts, 1, -7)
-local alive, crashed, sinks = prefix .. "alive:", prefix .. "crashed:", prefix .. "sinks"
+local alive, last, crashed, sinks = prefix .. "alive:", prefix .. "last:", prefix .. "crashed:", prefix .. "sinks"
 local forgotten_ms = 86400000
 
 local function write(json)
@@ -44,7 +44,10 @@ end
 -- each other; 0 if the owner's drafts are lost
 local function apply()
     local owner, number, lease_ms, kept_ms, most = ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5]), ARGV[6]
-    local known = tonumber(redis.call("HGET", last, owner) or "0")
+    -- A script that fails takes nothing back: where a key is not what it should be, that is found before anything is written.
+    redis.call("HLEN", drafts)
+    redis.call("XLEN", records)
+    local known = tonumber(redis.call("GET", last .. owner) or "0")
     local newest = number + (#ARGV - 6) / 3 - 1
     if newest <= known then
         return 1
@@ -69,14 +72,15 @@ local function apply()
         end
     end
     forget_old(kept_ms, most)
-    redis.call("HSET", last, owner, string.format("%.0f", newest))
+    redis.call("SET", last .. owner, string.format("%.0f", newest), "PX", ARGV[5])
     redis.call("SET", alive .. owner, "1", "PX", lease_ms)
     return is_lost and 0 or 1
 end
 
--- owner, lease_ms
+-- owner, lease_ms, kept_ms
 local function beat()
     redis.call("SET", alive .. ARGV[2], "1", "PX", ARGV[3])
+    redis.call("PEXPIRE", last .. ARGV[2], ARGV[4])
     return 1
 end
 

@@ -15,8 +15,7 @@ from service.config import RedisSettings, UsageSettings
 from service.domain.ledger import Batch
 from service.domain.usage_page import PAGE, START, Page, Unreadable
 from service.domain.usage_record import UsageRecord
-from service.errors import StoreUnavailable
-from service.storage.redis import close_redis, redis_client, redis_errors
+from service.storage.redis import close_redis, redis_client, redis_errors, script_errors
 from service.storage.usage_json import record_as_json, record_of_json, record_or_not
 
 logger = logging.getLogger(__name__)
@@ -36,7 +35,8 @@ class RedisLedgerStore:
     def __init__(self, *, redis: RedisSettings, settings: UsageSettings, prefix: str = PREFIX) -> None:
         self._redis = redis
         self._settings = settings
-        self._keys = [f"{prefix}drafts", f"{prefix}records", f"{prefix}last"]
+        self.prefix = prefix
+        self._keys = [f"{prefix}drafts", f"{prefix}records"]
         self._about = f"{prefix}about"
         self._sinks = f"{prefix}sinks"
         self._id: str | None = None
@@ -63,7 +63,7 @@ class RedisLedgerStore:
 
     async def beat(self, owner: str) -> None:
         """See :class:`service.engine.ledger_writer.LedgerStore`."""
-        await self._run("beat", owner, self._lease_ms)
+        await self._run("beat", owner, self._lease_ms, self._kept[0])
 
     async def abandoned(self) -> Sequence[UsageRecord]:
         """See :class:`service.engine.ledger_writer.LedgerStore`.
@@ -154,7 +154,7 @@ class RedisLedgerStore:
         return int(self._settings.kept_s * 1_000), self._settings.records_max
 
     async def _run(self, operation: str, *arguments: Any) -> Any:
-        with redis_errors():
+        with script_errors():
             return await self._script(keys=self._keys, args=[operation, *arguments])
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
+from redis.asyncio import Redis
 
 from service.config import RedisSettings, UsageSettings
 from service.domain.ledger import Entry
@@ -20,6 +21,7 @@ from service.storage import append_file
 from service.storage.file_ledger import DRAFTS_BYTES, FileLedgerStore
 from service.storage.journal import FileJournal
 from service.storage.ledger_places import PLACES_MAX
+from service.storage.redis import ScriptDefect
 from service.storage.redis_ledger import RedisLedgerStore
 from service.telemetry.metrics import Metrics
 from tests.support.redis_server import own_redis
@@ -167,6 +169,35 @@ async def test_a_process_that_beats_keeps_its_drafts(redis_url: str) -> None:
             await asyncio.sleep(LEASE_S / 3)
             await store.beat("slow")
             assert await store.abandoned() == []
+
+
+async def test_the_store_forgets_processes_that_are_gone_for_as_long_as_records_are_kept(redis_url: str) -> None:
+    async with redis_ledger(redis_url) as store, Redis.from_url(redis_url) as client:
+        await store.apply(batch("gone", 1, ("record", record())))
+        prefix = store.prefix
+        lasting = {key async for key in client.scan_iter(f"{prefix}*") if await client.pttl(key) == -1}
+        assert lasting == {f"{prefix}records".encode()}
+        key = f"{prefix}last:gone"
+        assert 0 < await client.pttl(key) <= UsageSettings().kept_s * 1_000
+        await client.pexpire(key, 1_000)  # an idle process is not forgotten
+        await store.beat("gone")
+        assert await client.pttl(key) > 1_000
+
+
+async def test_a_script_that_fails_by_itself_is_no_outage(redis_url: str, tmp_path: Path) -> None:
+    async with redis_ledger(redis_url) as store, Redis.from_url(redis_url) as client:
+        await client.set(f"{store.prefix}drafts", "somebody's")
+        with pytest.raises(ScriptDefect):
+            await store.apply(batch("a", 1, ("open", draft())))
+        ledger = writer(store, tmp_path)
+        async with ledger.running():
+            first = ledger.put(Entry("record", other := record()))
+            await ledger.put(Entry("open", draft(one := "one")))
+            await first
+            await client.delete(f"{store.prefix}drafts")
+            await until(lambda: none_left(tmp_path))
+        assert await client.hexists(f"{store.prefix}drafts", one)
+        assert await kept(store) == [other]
 
 
 async def test_a_file_tells_the_next_process_what_the_last_one_left(tmp_path: Path) -> None:

@@ -84,14 +84,14 @@ async def test_what_a_sink_has_still_to_take_is_not_trimmed_for_its_age(redis_ur
     async with ledger(redis_url, prefix, kept_s=0.001) as store, Redis.from_url(redis_url) as client:
         await store.sink_at("postgres", None)
         await store.sink_at("files", f"{10**15}-0")
-        for number in (1, 2):
+        for number in (1, 1 + COUNT):
             await store.apply(batch("a", number, *records))
             await asyncio.sleep(0.01)
         page = await store.page(await store.ledger_id(), "0-0")
         assert await client.xlen(f"{prefix}records") == 2 * COUNT
         await store.sink_at("postgres", page[-1][0])
         await store.sink_at("postgres", None)  # as another process says, which does not know how far it is
-        await store.apply(batch("a", 3, *records))
+        await store.apply(batch("a", 1 + 2 * COUNT, *records))
         assert await client.xlen(f"{prefix}records") < 3 * COUNT
         assert [one for _, one in await store.page(await store.ledger_id(), page[-1][0])][:100] == [
             one for _, one in records
@@ -105,7 +105,7 @@ async def test_a_sink_of_which_nobody_hears_holds_nothing_up(redis_url: str, pre
         await client.hset(f"{prefix}sinks", "files:at", str(int((time.time() - 86_401) * 1_000)))
         await store.apply(batch("a", 1, *records))
         await asyncio.sleep(0.01)
-        await store.apply(batch("a", 2, *records))
+        await store.apply(batch("a", 1 + COUNT, *records))
         assert await client.xlen(f"{prefix}records") < 2 * COUNT
 
 
