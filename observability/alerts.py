@@ -335,7 +335,8 @@ CAUSES = (
         "sum by (namespace, sink) (1 - llm_api_usage_drain_ok) >= $processes",
         {"processes": Threshold(1)},
         "Records of usage do not reach {{ $labels.sink }}",
-        "{{ $value }} processes cannot take them there. They stay in Redis for `usage.kept_s`, and are lost then.",
+        "{{ $value }} processes cannot take them there. They stay in Redis for `usage.kept_s`, or until "
+        "there are `usage.records_max`, and are lost then.",
         "llm-api-cost",
         for_min=15,
     ),

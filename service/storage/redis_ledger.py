@@ -15,6 +15,7 @@ from service.config import RedisSettings, UsageSettings
 from service.domain.ledger import Batch
 from service.domain.usage_page import PAGE, START, Page, Unreadable
 from service.domain.usage_record import UsageRecord
+from service.errors import StoreUnavailable
 from service.storage.redis import close_redis, redis_client, redis_errors, script_errors
 from service.storage.usage_json import record_as_json, record_of_json, record_or_not
 
