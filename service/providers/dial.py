@@ -95,6 +95,7 @@ class Dialer:
         self._connect_s = connect_s
         self._tls = tls
         self._names: dict[tuple[str, int], _Name] = {}
+        self._asking: dict[tuple[str, int], asyncio.Task[_Name]] = {}
 
     async def __call__(self, origin: Origin, until: float) -> Connection:
         """Connect. Raises ``TimeoutError`` at ``until`` on the loop's clock, or ``ConnectFailedError``."""
@@ -139,11 +140,28 @@ class Dialer:
     async def _resolve(self, hop: tuple[str, int], loop: asyncio.AbstractEventLoop) -> Sequence[AddrInfoType]:
         name = self._names.get(hop)
         if name is None or name.known_until <= loop.time():
-            found = await loop.getaddrinfo(*hop, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
-            if not found:
-                raise OSError("a name without addresses")
-            name = self._names[hop] = _Name(found, loop.time() + NAMES_KEPT_S)
+            name = await asyncio.shield(self._asked(hop, loop))
         return name.in_turn()
+
+    def _asked(self, hop: tuple[str, int], loop: asyncio.AbstractEventLoop) -> "asyncio.Task[_Name]":
+        """Return the look-up that runs; one for all: a few threads do them, and serve others too."""
+        asking = self._asking.get(hop)
+        if asking is None:
+            asking = self._asking[hop] = loop.create_task(self._look_up(hop, loop))
+            asking.add_done_callback(lambda task: self._answered(hop, task))
+        return asking
+
+    def _answered(self, hop: tuple[str, int], task: "asyncio.Task[_Name]") -> None:
+        del self._asking[hop]
+        if not task.cancelled():
+            task.exception()  # whoever asked may have left
+
+    async def _look_up(self, hop: tuple[str, int], loop: asyncio.AbstractEventLoop) -> _Name:
+        found = await loop.getaddrinfo(*hop, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+        if not found:
+            raise OSError("a name without addresses")
+        name = self._names[hop] = _Name(found, loop.time() + NAMES_KEPT_S)
+        return name
 
 
 async def _tunnel(sock: socket.socket, origin: Origin, proxy: URL, loop: asyncio.AbstractEventLoop) -> None:

@@ -159,6 +159,11 @@ class Connection(asyncio.Protocol):
         self._taken()
         self._on_end = on_end
 
+    def drop_unread(self) -> None:
+        """Drop what nobody read of an answer, and go on reading: else nothing of the next one would ever come."""
+        self._taken()
+        self._inflater = None
+
     def close(self) -> None:
         """Close the socket at once, whatever is still to be written."""
         self._on_end = None
@@ -312,7 +317,8 @@ class Connection(asyncio.Protocol):
             raise NotHttpError("the head is too long")
         key = name.decode("latin-1").lower()
         if key not in self.headers:
-            self.headers[key] = value.decode("utf-8", "surrogateescape")
+            # The parser leaves the space behind a value, which is no part of it (RFC 9110 §5.5).
+            self.headers[key] = value.strip(b" \t").decode("utf-8", "surrogateescape")
         elif key == "transfer-encoding":
             raise NotHttpError("the body is encoded twice")
 
@@ -341,6 +347,8 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, piece: bytes) -> None:
         """See :class:`httptools.HttpResponseParser`."""
+        if not self.status:
+            raise NotHttpError("an interim answer has a body")  # it would stand before that of the answer
         self._bodied = True
         if self.over or self._on_end is not None:
             return

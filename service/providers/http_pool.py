@@ -52,6 +52,7 @@ class HttpPool:
         if not (connection.reusable and self._keep_alive) or self._closed:
             connection.close()
             return
+        connection.drop_unread()
         loop = asyncio.get_running_loop()
         connection.idle_since = loop.time()
         self._idle.setdefault(origin, deque()).append(connection)

@@ -6,6 +6,8 @@ ZLIB_OR_GZIP = 47
 """The window size by which zlib tells its own format and gzip apart (zlib manual, ``inflateInit2``)."""
 STEP_BYTES = 1024 * 1024
 """The most that one step makes of what came: a megabyte of zeros is a kilobyte when it is compressed."""
+GZIP_MAGIC = b"\x1f\x8b"
+"""A body may be several gzip members in a row (RFC 1952 §2.2)."""
 CODINGS = frozenset({"gzip", "x-gzip", "deflate"})
 """What can be undone (RFC 9110 §8.4.1)."""
 
@@ -21,7 +23,7 @@ class Inflater:
     @property
     def owes(self) -> bool:
         """Whether another step makes more of what came already."""
-        return bool(self._stream.unconsumed_tail)
+        return bool(self._stream.unconsumed_tail) or self._has_next_member
 
     @property
     def ended(self) -> bool:
@@ -30,4 +32,13 @@ class Inflater:
 
     def step(self, data: bytes = b"") -> bytes:
         """Take more, and return at most ``STEP_BYTES``; nothing where what came is not enough for any."""
+        if self._stream.eof:
+            data = self._stream.unused_data + data
+            if not data.startswith(GZIP_MAGIC):
+                return b""  # behind the end: dropped, since zlib would keep all of it
+            self._stream = zlib.decompressobj(ZLIB_OR_GZIP)
         return self._stream.decompress(self._stream.unconsumed_tail + data, STEP_BYTES)
+
+    @property
+    def _has_next_member(self) -> bool:
+        return self._stream.eof and self._stream.unused_data.startswith(GZIP_MAGIC)

@@ -1,6 +1,7 @@
 """One write for what an answer has at once: its head and its body, or its last chunk and its end."""
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 JOINED_BYTES = 65_536
@@ -26,11 +27,11 @@ class JoinedWrites:
     def write(self, data: bytes) -> None:
         """Write in this turn of the loop."""
         if not self._held:
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
         self._held.append(data)
         self._held_bytes += len(data)
         if self._held_bytes > JOINED_BYTES:
-            self._flush()
+            self.flush()
 
     def writelines(self, lines: list[bytes]) -> None:
         """Write in this turn of the loop."""
@@ -38,7 +39,7 @@ class JoinedWrites:
 
     def close(self) -> None:
         """Write what is held back, and close."""
-        self._flush()
+        self.flush()
         self._transport.close()
 
     def abort(self) -> None:
@@ -50,7 +51,9 @@ class JoinedWrites:
         """Return the bytes that the kernel has not taken."""
         return self._held_bytes + self._transport.get_write_buffer_size()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write what is held back."""
         held, self._held, self._held_bytes = self._held, [], 0
         if held:
-            self._transport.write(held[0] if len(held) == 1 else b"".join(held))
+            with suppress(RuntimeError):  # uvloop's, once the connection is lost: in this very turn
+                self._transport.write(held[0] if len(held) == 1 else b"".join(held))

@@ -19,6 +19,8 @@ from service.serving.joined_writes import JoinedWrites
 WRITE_TIMEOUT_S = 30.0
 """Seconds for which writing may be stuck. The kernel's buffer and 64 KiB of ours are full by then, and not 48 KiB were
 read: that is no slow network but a client that has stopped reading, and holds an upstream call."""
+LEAST_READ_BYTES = 49_152
+"""What a client must take in that time."""
 SLOW_CLIENT = "llm_api.slow_client"
 """What is true in the scope of a connection that was ended for that; ``service.api.disconnect`` reads it."""
 
@@ -50,10 +52,16 @@ class _BoundedWrites(asyncio.Protocol, ABC):
     loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport
     _stuck: asyncio.TimerHandle | None = None
+    _unread = 0
+    """What the kernel had not taken when the watch began."""
 
     @override
     def pause_writing(self) -> None:
         super().pause_writing()
+        self._watch()
+
+    def _watch(self) -> None:
+        self._unread = self.transport.get_write_buffer_size()
         self._stuck = self.loop.call_later(self.write_timeout_s, self._give_up)
 
     @override
@@ -72,6 +80,9 @@ class _BoundedWrites(asyncio.Protocol, ABC):
             self._stuck = None
 
     def _give_up(self) -> None:
+        if self._unread - self.transport.get_write_buffer_size() >= LEAST_READ_BYTES:
+            self._watch()  # one large write: it is long above the mark though the client reads
+            return
         self._mark_slow()
         self.transport.abort()
 
@@ -151,6 +162,12 @@ class HttpProtocol(_BoundedWrites, HttpToolsProtocol):
             cycle.message_event.set()
             if self._connection is not None:
                 self._connection.left()
+
+    @override
+    def eof_received(self) -> None:
+        # The loop closes its own transport now, not ours, and drops what is written after that.
+        cast("JoinedWrites", self.transport).flush()
+        super().eof_received()
 
     @override
     def on_headers_complete(self) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import itertools
 import math
+import socket
 import ssl
 import subprocess
 import zlib
@@ -21,9 +22,9 @@ from yarl import URL
 
 from service.providers import http1
 from service.providers.dial import ConnectFailedError, Dialer, Origin, default_tls
-from service.providers.http1 import Connection, ConnectionLostError, NotHttpError, request_head
+from service.providers.http1 import HELD_BYTES, Connection, ConnectionLostError, NotHttpError, request_head
 from service.providers.http_pool import HttpPool
-from service.providers.inflate import STEP_BYTES
+from service.providers.inflate import STEP_BYTES, Inflater
 
 OK = b"HTTP/1.1 200 OK\r\n"
 PLAIN = OK + b"content-length: 5\r\n\r\nhello"
@@ -139,13 +140,15 @@ class Wire(asyncio.Transport):
     def get_write_buffer_size(self) -> int:
         return 0
 
+    reads = True
+
     @override
     def pause_reading(self) -> None:
-        pass
+        self.reads = False
 
     @override
     def resume_reading(self) -> None:
-        pass
+        self.reads = True
 
     @override
     def writelines(self, list_of_data: object) -> None:
@@ -286,6 +289,23 @@ def test_headers_are_read_as_they_are_meant() -> None:
     assert connection.headers["folded"] == "a b"
 
 
+def test_space_behind_a_value_is_none_of_it() -> None:
+    chunked = OK + b"transfer-encoding: chunked  \r\n\r\n5\r\nhello\r\n0\r\n\r\n"
+    connection, body = fed([chunked])
+    assert body == b"hello"
+    assert connection.headers["transfer-encoding"] == "chunked"
+
+
+@pytest.mark.parametrize(
+    "interim",
+    [b"104 Odd\r\ncontent-length: 4\r\n\r\nEVIL", b"199 Odd\r\ntransfer-encoding: chunked\r\n\r\n1\r\nE\r\n0\r\n\r\n"],
+)
+def test_body_of_an_interim_answer_is_not_put_before_the_answers_own(interim: bytes) -> None:
+    connection, body = fed([b"HTTP/1.1 " + interim + PLAIN])
+    assert isinstance(body, NotHttpError)
+    assert not connection.reusable
+
+
 @pytest.mark.parametrize("pack", [gzip.compress, zlib.compress])
 def test_compressed_body_is_unpacked_in_bounded_steps(pack: Callable[[bytes], bytes]) -> None:
     text = b"\0" * (5 * STEP_BYTES)
@@ -296,6 +316,24 @@ def test_compressed_body_is_unpacked_in_bounded_steps(pack: Callable[[bytes], by
     assert fed([whole[at : at + 7] for at in range(0, len(whole), 7)])[1] == text
     cut = head + b"content-length: %d\r\n\r\n%s" % (len(packed) - 9, packed[:-9])
     assert isinstance(fed([cut])[1], ConnectionLostError)
+
+
+def test_compressed_body_may_have_several_members() -> None:
+    head = OK + b"content-encoding: gzip\r\ncontent-length: %d\r\n\r\n"
+    both = gzip.compress(b"hel") + gzip.compress(b"lo")
+    whole = head % len(both) + both
+    assert fed([whole])[1] == b"hello"
+    assert fed([whole[at : at + 3] for at in range(0, len(whole), 3)])[1] == b"hello"
+    assert isinstance(fed([head % (len(both) - 3) + both[:-3]])[1], ConnectionLostError)
+
+
+def test_what_stands_behind_a_compressed_body_is_not_kept() -> None:
+    packed, behind = gzip.compress(b"hello"), b"z" * 50_000
+    inflater = Inflater()
+    assert inflater.step(packed) == b"hello"
+    for _ in range(20):
+        assert inflater.step(behind) == b""
+    assert len(inflater._stream.unused_data) <= len(behind)
 
 
 @settings(max_examples=300, deadline=None)
@@ -387,6 +425,53 @@ async def test_head_of_a_request_that_holds_a_line_end_is_not_written() -> None:
 
 
 # The pool.
+
+
+async def test_what_nobody_read_does_not_keep_the_next_answer_away() -> None:
+    connection, wire = Connection(asyncio.get_running_loop()), Wire()
+    connection.connection_made(wire)
+    connection.send(REQUEST, b"{}")
+    connection.data_received(OK + b"content-length: %d\r\n\r\n" % (2 * HELD_BYTES) + b"x" * (2 * HELD_BYTES))
+    assert connection.over
+    paused = wire.reads
+    assert not paused
+    origin = Origin("127.0.0.1", 1, tls=False)
+    pool = HttpPool(dial=Dialer(connect_s=5))
+    pool.give(origin, connection)
+    assert wire.reads
+    assert pool.take(origin) is connection
+    connection.send(REQUEST, b"{}")
+    connection.data_received(PLAIN)
+    assert await head_and_body(connection) == b"hello"
+    pool.close()
+
+
+async def test_calls_share_the_look_up_of_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with peer(PLAIN) as up:
+        loop = asyncio.get_running_loop()
+        asked: list[str] = []
+
+        async def look_up(host: str, *_: Any, **__: Any) -> list[Any]:
+            if host.endswith(".test"):  # uvloop looks addresses up too
+                asked.append(host)
+            await asyncio.sleep(0.02)
+            if host == "nowhere.test":
+                raise socket.gaierror
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", up.port))]
+
+        monkeypatch.setattr(loop, "getaddrinfo", look_up)
+        dial = Dialer(connect_s=5)
+        origin = Origin("shared.test", up.port, tls=False)
+        first = asyncio.create_task(dial(origin, soon()))
+        others = [asyncio.create_task(dial(origin, soon())) for _ in range(20)]
+        await asyncio.sleep(0.01)
+        first.cancel()  # who asked first may leave
+        for connection in await asyncio.gather(*others):
+            connection.close()
+        assert asked == ["shared.test"]
+        lost = [dial(Origin("nowhere.test", up.port, tls=False), soon()) for _ in range(3)]
+        assert {type(found) for found in await asyncio.gather(*lost, return_exceptions=True)} == {ConnectFailedError}
+        assert asked == ["shared.test", "nowhere.test"]
 
 
 def pool_for(up: Peer) -> tuple[HttpPool, Origin]:

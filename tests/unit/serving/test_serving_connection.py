@@ -4,16 +4,18 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import cast
 from weakref import ref
 
 import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.server import ServerState
 
 from service.api.disconnect import CONNECTION, ClientDisconnected, cancelled_on_disconnect
 from service.serving import protocols
-from service.serving.protocols import Connection, HttpProtocol
+from service.serving.protocols import LEAST_READ_BYTES, Connection, HttpProtocol
 from tests.support.fake_app import DEADLINE_S, until
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -179,3 +181,58 @@ async def test_a_request_leaves_nothing_to_the_garbage_collector() -> None:
             assert [found() is None for found in seen] == [True, True, False]
         finally:
             gc.enable()
+
+
+@pytest.mark.parametrize("_", range(10))
+async def test_a_client_that_closes_its_half_gets_what_was_ready_for_it(_: int) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await answer(send)
+
+    loop = asyncio.get_running_loop()
+    config = uvicorn.Config(app, log_config=None)
+    config.load()
+    server = await loop.create_server(lambda: HttpProtocol(config, ServerState(), {}, loop), "127.0.0.1", 0)
+    async with server, asyncio.timeout(DEADLINE_S):
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(ALL)
+        # Between the answer and the turn in which it is written.
+        await asyncio.sleep(0)
+        writer.write_eof()
+        assert (await reader.read()).startswith(b"HTTP/1.1 204")
+        writer.close()
+
+
+class Full:
+    """A transport whose buffer empties by so much in each time."""
+
+    def __init__(self, taken_bytes: int) -> None:
+        self.left_bytes = 1_000_000
+        self.taken_bytes = taken_bytes
+        self.aborted = False
+
+    def get_write_buffer_size(self) -> int:
+        self.left_bytes -= self.taken_bytes
+        return self.left_bytes
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+@pytest.mark.parametrize(("taken_bytes", "is_slow"), [(LEAST_READ_BYTES, False), (LEAST_READ_BYTES - 1, True)])
+async def test_a_client_that_reads_one_large_answer_is_not_taken_for_gone(
+    taken_bytes: int,
+    is_slow: bool,  # noqa: FBT001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise AssertionError(scope, receive, send)
+
+    monkeypatch.setattr(HttpProtocol, "write_timeout_s", 0.01)
+    protocol = HttpProtocol(uvicorn.Config(app, log_config=None), ServerState(), {}, asyncio.get_running_loop())
+    transport = Full(taken_bytes)
+    protocol.transport = cast("asyncio.Transport", transport)
+    protocol.flow = FlowControl(protocol.transport)
+    protocol.pause_writing()
+    await asyncio.sleep(0.1)
+    assert transport.aborted is is_slow
+    protocol._forget()

@@ -3,6 +3,8 @@
 import asyncio
 from typing import Any, cast
 
+from typing_extensions import override
+
 from service.serving.joined_writes import JOINED_BYTES, JoinedWrites
 
 
@@ -72,3 +74,17 @@ async def test_closing_writes_what_is_held_and_aborting_does_not() -> None:
 
 async def test_all_else_is_the_transports_own() -> None:
     assert joined(Transport()).get_extra_info("socket") == "socket"
+
+
+async def test_a_connection_that_is_lost_meanwhile_is_no_error() -> None:
+    class Lost(Transport):
+        @override
+        def write(self, data: bytes) -> None:
+            raise RuntimeError(data)  # uvloop's, once the handle is closed
+
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    joined(Lost()).write(b"last")
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert told == []
