@@ -153,8 +153,11 @@ def idle(rig: Rig, live: Live, counts: tuple[int, ...]) -> dict[str, Any]:
         found[f"open_{count}_us"] = 1e6 * (cpu_s(pid) - cpu_before) / count
     left = rig.clients.run("leave")
     closed_at = rig.upstream.await_no_held(LEFT_WITHIN_S)
+    rig.upstream.drop_held()
     found["left"] = opened
-    found["closed_after_s"] = None if closed_at is None else max(0.0, (closed_at - left["left_at_us"]) / 1e6)
+    found["closed_after_s"] = (
+        None if closed_at is None or not opened else max(0.0, (closed_at - left["left_at_us"]) / 1e6)
+    )
     return found
 
 

@@ -148,7 +148,7 @@ def _start(this: Run, plan: Plan, place: Iterator[Place], stack: ExitStack, file
             found = measure.idle(this.rig, live, counts)
             if (failed := found.pop("failed", None)) is not None:
                 this.note(f"{target.label}: {failed}")
-            if found["closed_after_s"] is None:
+            if found["left"] and found["closed_after_s"] is None:
                 this.note(
                     f"{target.label}: not all upstream connections were closed within {measure.LEFT_WITHIN_S:g} s"
                 )

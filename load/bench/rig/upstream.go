@@ -16,6 +16,7 @@ import (
 type upstream struct {
 	connections atomic.Int64
 	held        atomic.Int64
+	holding     sync.Map     // the connections of held streams
 	lastLeft    atomic.Int64 // when the last held stream was left, Unix microseconds
 
 	mutex sync.Mutex
@@ -43,8 +44,14 @@ func serveUpstream() error {
 	}
 }
 
-// tell answers `/state`; it forgets the lateness that it has told.
-func (server *upstream) tell(to http.ResponseWriter, _ *http.Request) {
+// tell answers `/state`, and forgets the lateness that it has told; `/drop` ends what is still held before that.
+func (server *upstream) tell(to http.ResponseWriter, asked *http.Request) {
+	if asked.URL.Path == "/drop" {
+		server.holding.Range(func(connection, _ any) bool {
+			connection.(net.Conn).Close()
+			return true
+		})
+	}
 	server.mutex.Lock()
 	late := server.late
 	server.late = nil
@@ -100,7 +107,9 @@ func (server *upstream) answer(connection net.Conn, reader *bufio.Reader, reques
 // hold sends one chunk, and waits for the client to leave.
 func (server *upstream) hold(connection net.Conn, reader *bufio.Reader) {
 	server.held.Add(1)
+	server.holding.Store(connection, nil)
 	defer func() {
+		server.holding.Delete(connection)
 		server.lastLeft.Store(time.Now().UnixMicro())
 		server.held.Add(-1)
 	}()
