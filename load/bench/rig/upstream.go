@@ -12,6 +12,8 @@ import (
 	"time"
 )
 
+const heldChunks = 4
+
 // upstream knows what of it is open, and how late its own timers were: chunks that are late come in bunches.
 type upstream struct {
 	connections atomic.Int64
@@ -104,7 +106,7 @@ func (server *upstream) answer(connection net.Conn, reader *bufio.Reader, reques
 	return err == nil
 }
 
-// hold sends one chunk, and waits for the client to leave.
+// hold sends some chunks, and waits for the client to leave: LiteLLM keeps the last chunk until the next one comes.
 func (server *upstream) hold(connection net.Conn, reader *bufio.Reader) {
 	server.held.Add(1)
 	server.holding.Store(connection, nil)
@@ -113,7 +115,11 @@ func (server *upstream) hold(connection net.Conn, reader *bufio.Reader) {
 		server.lastLeft.Store(time.Now().UnixMicro())
 		server.held.Add(-1)
 	}()
-	if _, err := connection.Write(framed(framed([]byte(streamHead), roleEvent()), contentEvent())); err == nil {
+	out := framed([]byte(streamHead), roleEvent())
+	for i := 0; i < heldChunks; i++ {
+		out = framed(out, contentEvent())
+	}
+	if _, err := connection.Write(out); err == nil {
 		_, _ = reader.Peek(1)
 	}
 }

@@ -12,7 +12,7 @@ from load.bench.claims import Claim
 from load.bench.page import BEGIN, END, put
 from load.bench.plot import bar_width, picture
 from load.bench.processes import TICKS_PER_S, cpu_s, parse_rollup, parse_stat, pss_bytes, running, tree_of
-from load.bench.windows import Window, invalidity
+from load.bench.windows import Window, invalidity, is_rigs_fault
 
 
 def window(workload: str = "plain", requests: int = 10, cpu_us: float = 1000.0, **more: Any) -> Window:
@@ -80,6 +80,13 @@ def test_a_window_with_a_late_upstream_does_not_count() -> None:
 def test_an_open_window_with_a_lagging_generator_does_not_count(p50: int, p99: int, counts: bool) -> None:  # noqa: FBT001 - a parameter of the test
     lagging = window("open-llm-api", report={"lag_us": {"p50": p50, "p99": p99}})
     assert (invalidity(lagging) is None) is counts
+
+
+def test_only_what_the_rig_spoilt_is_tried_again() -> None:
+    assert is_rigs_fault(window("paced-64", late_p99_us=11_000))
+    assert not is_rigs_fault(window("paced-64", late_p99_us=11_000, failed=1))
+    assert not is_rigs_fault(window(requests=0))
+    assert not is_rigs_fault(window())
 
 
 def test_an_empty_window_does_not_count() -> None:
