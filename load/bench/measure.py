@@ -2,7 +2,9 @@
 
 import json
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from load.bench.figures import LONG, SHORT, Figure, figure
@@ -95,16 +97,17 @@ def streams(rig: Rig, target: Target, live: Live, pace: str, *, chunks: int, sec
     )
 
 
-def one_round(rig: Rig, target: Target, live: Live, scale: float) -> list[Window]:
-    """Measure all that costs CPU time, once."""
-    found = [plain(rig, target, live, 2 * scale)]
+def one_round(rig: Rig, target: Target, live: Live, scale: float) -> Iterator[Callable[[], Window]]:
+    """Give the windows of all that costs CPU time, each to be measured once or again."""
+    yield partial(plain, rig, target, live, 2 * scale)
     if target.name.startswith("llm-api"):
-        found += [plain(rig, target, live, scale, workload) for workload in ("generate", "chat")]
-    found += [streams(rig, target, live, "burst", chunks=chunks, seconds=scale) for chunks in (SHORT, LONG)]
+        for workload in ("generate", "chat"):
+            yield partial(plain, rig, target, live, scale, workload)
+    for chunks in (SHORT, LONG):
+        yield partial(streams, rig, target, live, "burst", chunks=chunks, seconds=scale)
     # Each worker finishes what it began: one long stream each is the least.
-    found.append(streams(rig, target, live, "paced", chunks=SHORT, seconds=2.5 * scale))
-    found.append(streams(rig, target, live, "paced", chunks=LONG, seconds=0.1))
-    return found
+    yield partial(streams, rig, target, live, "paced", chunks=SHORT, seconds=2.5 * scale)
+    yield partial(streams, rig, target, live, "paced", chunks=LONG, seconds=0.1)
 
 
 def warm_up(rig: Rig, live: Live) -> None:
@@ -153,8 +156,11 @@ def idle(rig: Rig, live: Live, counts: tuple[int, ...]) -> dict[str, Any]:
         found[f"open_{count}_us"] = 1e6 * (cpu_s(pid) - cpu_before) / count
     left = rig.clients.run("leave")
     closed_at = rig.upstream.await_no_held(LEFT_WITHIN_S)
+    rig.upstream.drop_held()
     found["left"] = opened
-    found["closed_after_s"] = None if closed_at is None else max(0.0, (closed_at - left["left_at_us"]) / 1e6)
+    found["closed_after_s"] = (
+        None if closed_at is None or not opened else max(0.0, (closed_at - left["left_at_us"]) / 1e6)
+    )
     return found
 
 

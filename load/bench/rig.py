@@ -58,7 +58,14 @@ class Upstream:
 
     def state(self) -> dict[str, Any]:
         """Return what is open, and how late its chunks were since the last call."""
-        with urlopen(f"http://{self.control}/state", timeout=10) as answer:
+        return self._ask("state")
+
+    def drop_held(self) -> None:
+        """End the held streams that a target has not let go of, so that the next one begins with none."""
+        self._ask("drop")
+
+    def _ask(self, what: str) -> dict[str, Any]:
+        with urlopen(f"http://{self.control}/{what}", timeout=10) as answer:
             state: dict[str, Any] = json.load(answer)
         return state
 

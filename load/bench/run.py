@@ -6,10 +6,11 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,14 @@ from load.bench.peers import MissingError
 from load.bench.processes import pss_bytes
 from load.bench.rig import build, clients, upstream
 from load.bench.targets import BY_NAME, OWN, Live, Place
-from load.bench.windows import Window, invalidity
+from load.bench.windows import Window, invalidity, is_rigs_fault
 
 IDLE = (500, 2000)
 FILES_PER_STREAM = 3
+LATENCY_UNTIL_S = 720
+"""Seconds after which no other target's latency is begun: the whole is to take 15 minutes at most."""
+TRIES = 3
+"""Of a window in which the rig was late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +57,15 @@ class Run:
     figures: dict[str, dict[str, Figure]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, window: Window) -> None:
-        """Keep a window, and say so where it does not count."""
+    def take(self, measured: Callable[[], Window]) -> None:
+        """Measure a window, again where the rig was late, and keep each; say so where it does not count."""
+        for _ in range(TRIES):
+            window = measured()
+            self._keep(window)
+            if not is_rigs_fault(window):
+                return
+
+    def _keep(self, window: Window) -> None:
         self.windows.append(window)
         reason = invalidity(window)
         if reason is not None:
@@ -103,7 +115,7 @@ def run(plan: Plan) -> dict[str, Any]:
         _rounds(this, plan, began)
         for name in this.live:
             this.figures.setdefault(name, {}).update(costs_of(this.windows, name))
-        _latencies(this, plan)
+        _latencies(this, plan, began)
         for name, live in this.live.items():
             if live.pid:
                 this.figures[name]["end_mib"] = figure([pss_bytes(live.pid) / 2**20])
@@ -148,7 +160,7 @@ def _start(this: Run, plan: Plan, place: Iterator[Place], stack: ExitStack, file
             found = measure.idle(this.rig, live, counts)
             if (failed := found.pop("failed", None)) is not None:
                 this.note(f"{target.label}: {failed}")
-            if found["closed_after_s"] is None:
+            if found["left"] and found["closed_after_s"] is None:
                 this.note(
                     f"{target.label}: not all upstream connections were closed within {measure.LEFT_WITHIN_S:g} s"
                 )
@@ -165,23 +177,26 @@ def _rounds(this: Run, plan: Plan, began: float) -> None:
             return
         for name in names if number % 2 == 0 else reversed(names):
             say(f"round {number + 1} of {plan.rounds}: {BY_NAME[name].label}")
-            for window in measure.one_round(this.rig, BY_NAME[name], this.live[name], plan.scale):
-                this.add(window)
+            for measured in measure.one_round(this.rig, BY_NAME[name], this.live[name], plan.scale):
+                this.take(measured)
 
 
-def _latencies(this: Run, plan: Plan) -> None:
+def _latencies(this: Run, plan: Plan, began: float) -> None:
     """Send streams to each target at half of its saturation, and directly at the same rate, in turn."""
     direct = BY_NAME["direct"]
     for name, live in this.live.items():
         costs = this.figures.get(name, {})
         if not live.pid or "burst_fixed_us" not in costs or "paced_chunk_us" not in costs or not plan.latency_s:
             continue
+        if time.monotonic() - began > LATENCY_UNTIL_S:
+            this.note(f"no latency of {BY_NAME[name].label}: the time is up")
+            continue
         rate = measure.half_of_saturation(costs["burst_fixed_us"], costs["paced_chunk_us"])
         workload = f"open-{name}"
         say(f"{BY_NAME[name].label}: {rate:.0f} streams/s")
         for _ in range(plan.latency_rounds):
             for target, at in ((direct, this.live["direct"]), (BY_NAME[name], live)):
-                this.add(measure.latency(this.rig, target, at, workload, rate=rate, seconds=plan.latency_s))
+                this.take(partial(measure.latency, this.rig, target, at, workload, rate=rate, seconds=plan.latency_s))
         through, floor = valid(this.windows, name, workload), valid(this.windows, "direct", workload)
         if through and floor:
             costs = this.figures[name]

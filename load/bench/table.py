@@ -10,7 +10,6 @@ ROWS = (
     ("paced_chunk_us", "µs per chunk, paced"),
     ("burst_chunk_us", "µs per chunk, burst"),
     ("burst_fixed_us", "µs fixed per stream, burst"),
-    ("paced_fixed_us", "µs fixed per stream, paced"),
     ("idle_500_kib", "KiB per idle stream of 500"),
     ("idle_2000_kib", "KiB per idle stream of 2000"),
     ("open_2000_us", "µs to open one of 2000"),

@@ -230,7 +230,13 @@ def litellm(place: Place) -> Iterator[Live]:
     path = place.folder / "litellm.yaml"
     path.write_text(json.dumps(config))
     command = [str(program), "--config", str(path), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
-    environment = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "PYTHONNOUSERSITE": "1"}
+    environment = {
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "LITELLM_LOG": "ERROR",
+        # By default 500 connections to a provider: the other idle streams would wait for ever.
+        "AIOHTTP_CONNECTOR_LIMIT": "0",
+        "AIOHTTP_CONNECTOR_LIMIT_PER_HOST": "0",
+    }
     headers = {"authorization": f"Bearer {CALLER_KEY}"}
     with _listening(place, command, port, environment=environment, headers=headers) as live:
         yield live
@@ -250,7 +256,8 @@ def portkey(place: Place) -> Iterator[Live]:
         "x-portkey-custom-host": f"http://{place.upstream}/v1",
     }
     environment = {"NODE_ENV": "production", "TRUSTED_CUSTOM_HOSTS": "127.0.0.1,localhost"}
-    command = [node, str(script), f"--port={port}", "--headless"]
+    headers_fix = Path(__file__).parent / "portkey_headers.mjs"
+    command = [node, "--import", str(headers_fix), str(script), f"--port={port}", "--headless"]
     with _listening(place, command, port, environment=environment, headers=headers) as live:
         yield live
 

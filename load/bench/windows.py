@@ -43,6 +43,11 @@ class Window:
         return {**asdict(self), "invalid": invalidity(self)}
 
 
+def is_rigs_fault(window: Window) -> bool:
+    """Whether a window does not count though the target did its part: it may be tried again."""
+    return not window.failed and window.requests > 0 and invalidity(window) is not None
+
+
 def invalidity(window: Window) -> str | None:
     """Say why a window does not count; None if it does."""
     if window.failed:

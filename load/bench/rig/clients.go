@@ -167,6 +167,9 @@ func (c *crew) hold(wanted *command) {
 		go func() {
 			defer group.Done()
 			for range next {
+				if c.hasFailed() {
+					return
+				}
 				connection := &client{address: wanted.Address}
 				err := connection.firstToken(request)
 				c.mutex.Lock()
@@ -179,8 +182,15 @@ func (c *crew) hold(wanted *command) {
 	group.Wait()
 }
 
+// hasFailed tells the others to give up: a target that can bear no more streams would let each of them time out.
+func (c *crew) hasFailed() bool {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	return c.done.Failed > 0
+}
+
 func (c *client) firstToken(request []byte) error {
-	answer, err := c.open(request)
+	answer, err := c.open(request, firstTokenTimeout)
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,8 @@ import (
 const (
 	markLength = 17 // "@" and sixteen digits
 	timeout    = 60 * time.Second
+
+	firstTokenTimeout = 20 * time.Second // of a stream that is held
 )
 
 // client is one connection, made again where the server closed it.
@@ -55,7 +57,7 @@ func (c *client) close() {
 }
 
 // open sends a request, and returns its answer's head.
-func (c *client) open(request []byte) (*http.Response, error) {
+func (c *client) open(request []byte, timeout time.Duration) (*http.Response, error) {
 	if err := c.connect(); err != nil {
 		return nil, err
 	}
@@ -81,7 +83,7 @@ func (c *client) exchange(request []byte, wanted int, stream bool) (found seen, 
 			c.close()
 		}
 	}()
-	answer, err := c.open(request)
+	answer, err := c.open(request, timeout)
 	if err != nil {
 		return found, err
 	}

@@ -12,10 +12,13 @@ import (
 	"time"
 )
 
+const heldChunks = 4
+
 // upstream knows what of it is open, and how late its own timers were: chunks that are late come in bunches.
 type upstream struct {
 	connections atomic.Int64
 	held        atomic.Int64
+	holding     sync.Map     // the connections of held streams
 	lastLeft    atomic.Int64 // when the last held stream was left, Unix microseconds
 
 	mutex sync.Mutex
@@ -43,8 +46,14 @@ func serveUpstream() error {
 	}
 }
 
-// tell answers `/state`; it forgets the lateness that it has told.
-func (server *upstream) tell(to http.ResponseWriter, _ *http.Request) {
+// tell answers `/state`, and forgets the lateness that it has told; `/drop` ends what is still held before that.
+func (server *upstream) tell(to http.ResponseWriter, asked *http.Request) {
+	if asked.URL.Path == "/drop" {
+		server.holding.Range(func(connection, _ any) bool {
+			connection.(net.Conn).Close()
+			return true
+		})
+	}
 	server.mutex.Lock()
 	late := server.late
 	server.late = nil
@@ -97,14 +106,20 @@ func (server *upstream) answer(connection net.Conn, reader *bufio.Reader, reques
 	return err == nil
 }
 
-// hold sends one chunk, and waits for the client to leave.
+// hold sends some chunks, and waits for the client to leave: LiteLLM keeps the last chunk until the next one comes.
 func (server *upstream) hold(connection net.Conn, reader *bufio.Reader) {
 	server.held.Add(1)
+	server.holding.Store(connection, nil)
 	defer func() {
+		server.holding.Delete(connection)
 		server.lastLeft.Store(time.Now().UnixMicro())
 		server.held.Add(-1)
 	}()
-	if _, err := connection.Write(framed(framed([]byte(streamHead), roleEvent()), contentEvent())); err == nil {
+	out := framed([]byte(streamHead), roleEvent())
+	for i := 0; i < heldChunks; i++ {
+		out = framed(out, contentEvent())
+	}
+	if _, err := connection.Write(out); err == nil {
 		_, _ = reader.Peek(1)
 	}
 }

@@ -9,8 +9,10 @@ import pytest
 
 from load.bench import claims, figures, table
 from load.bench.claims import Claim
+from load.bench.page import BEGIN, END, put
+from load.bench.plot import bar_width, picture
 from load.bench.processes import TICKS_PER_S, cpu_s, parse_rollup, parse_stat, pss_bytes, running, tree_of
-from load.bench.windows import Window, invalidity
+from load.bench.windows import Window, invalidity, is_rigs_fault
 
 
 def window(workload: str = "plain", requests: int = 10, cpu_us: float = 1000.0, **more: Any) -> Window:
@@ -80,6 +82,13 @@ def test_an_open_window_with_a_lagging_generator_does_not_count(p50: int, p99: i
     assert (invalidity(lagging) is None) is counts
 
 
+def test_only_what_the_rig_spoilt_is_tried_again() -> None:
+    assert is_rigs_fault(window("paced-64", late_p99_us=11_000))
+    assert not is_rigs_fault(window("paced-64", late_p99_us=11_000, failed=1))
+    assert not is_rigs_fault(window(requests=0))
+    assert not is_rigs_fault(window())
+
+
 def test_an_empty_window_does_not_count() -> None:
     assert invalidity(window(requests=0)) == "no request was finished"
 
@@ -116,3 +125,30 @@ def test_the_table_leaves_out_what_nothing_was_measured_of() -> None:
         {"a": {"plain_us": {"value": 1234.5, "rig": 20}}, "b": {"plain_us": {"value": 0.25}}},
     )
     assert cells == [["", "A", "B"], ["µs per plain request", "1,234 (20)", "0.25"]]
+
+
+def test_a_page_gets_what_stands_between_its_marks_replaced() -> None:
+    page = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    assert put(page, "new") == f"before\n{BEGIN}\n\nnew\n\n{END}\nafter\n"
+    assert put(put(page, "other"), "new") == put(page, "new")
+
+
+def test_a_page_without_marks_is_refused() -> None:
+    with pytest.raises(ValueError, match="on lines of their own"):
+        put("nothing", "new")
+
+
+def test_bars_are_logarithmic() -> None:
+    short, middle, long = (bar_width(value, 10, 1000, 250) for value in (10, 100, 1000))
+    assert middle - short == pytest.approx(long - middle)
+    assert long == pytest.approx(250)
+    assert bar_width(0, 10, 1000, 250) == 0
+
+
+def test_the_picture_escapes_labels_and_leaves_out_direct() -> None:
+    drawn = picture(
+        {"direct": "the rig", "llm-api": "a < b"},
+        {"direct": {"plain_us": {"value": 1.0}}, "llm-api": {"plain_us": {"value": 2.0}}},
+    )
+    assert "a &lt; b" in drawn
+    assert "the rig" not in drawn
