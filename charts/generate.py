@@ -24,6 +24,8 @@ CHARTS = Path(__file__).parent
 CHART = CHARTS / "llm-api"
 ROOT = CHARTS.parent
 K8S = ROOT / "k8s"
+SMOKE = CHART / "files" / "smoke.yaml"
+"""What `helm test` runs as load: a chart holds its files itself."""
 
 Node = dict[str, Any]
 Files = dict[Path, str]
@@ -327,7 +329,11 @@ def find_helm() -> str | None:
 
 def wanted() -> tuple[Files, list[Path]]:
     """Return every file that is made, and the folders in which there is nothing else."""
-    files = {CHART / "values.schema.json": values_schema(), CHART / "README.md": readme()}
+    files = {
+        CHART / "values.schema.json": values_schema(),
+        CHART / "README.md": readme(),
+        SMOKE: (ROOT / "load" / "scenarios" / "smoke.yaml").read_text(),
+    }
     helm = find_helm()
     if helm is None:
         return files, []
@@ -342,6 +348,7 @@ def main() -> int:
     if not check:
         # What k8s/ is rendered from has to pass the schema that is written with it.
         (CHART / "values.schema.json").write_text(values_schema())
+        SMOKE.write_text((ROOT / "load" / "scenarios" / "smoke.yaml").read_text())
     files, folders = wanted()
     if not folders:
         print("k8s/ is left out: there is no helm", file=sys.stderr)

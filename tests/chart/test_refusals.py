@@ -63,6 +63,12 @@ UNKNOWN_OR_IMPOSSIBLE: list[tuple[str, dict[str, Any]]] = [
     ("/service/spec/selector", {"service": {"spec": {"selector": {"app": "mine"}}}}),
     ("/redis/image/digest", {"redis": {"image": {"digest": "latest"}}}),
     ("/tests/timeoutSeconds", {"tests": {"timeoutSeconds": 0}}),
+    ("/loadTest/workers", {"loadTest": {"workers": 0}}),
+    ("/loadTest/image/digest", {"loadTest": {"image": {"digest": "latest"}}}),
+    ("/loadTest/args/1", {"loadTest": {"args": ["--rate", 20]}}),
+    ("/loadTest/ttlSecondsAfterFinished", {"loadTest": {"ttlSecondsAfterFinished": -1}}),
+    ("/loadTest/resultsClaim", {"loadTest": {"resultsClaim": "No Claim"}}),
+    ("callerKey", {"loadTest": {"callerKey": "a-key-in-clear"}}),
     ("requests_per_minuet", {"config": {"auth": {"default_limits": {"requests_per_minuet": 5}}}}),
 ]
 
@@ -120,6 +126,11 @@ NOT_TOGETHER: list[tuple[str, str, dict[str, Any]]] = [
         {"metrics": {"podMonitor": {"enabled": True}, "serviceMonitor": {"enabled": True}}},
     ),
     ("httpRoute.parentRefs", "Gateway", {"httpRoute": {"enabled": True}}),
+    (
+        "loadTest.callerKeySecret",
+        "Name a Secret",
+        {"loadTest": {"enabled": True}, "callers": {"existingSecret": "callers"}},
+    ),
     ("ingress.hosts", "host name", {"ingress": {"enabled": True}}),
     ("config.providers", "no provider", {"simulator": {"enabled": False}}),
     (

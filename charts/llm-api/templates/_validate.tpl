@@ -78,6 +78,9 @@
 {{- if and .Values.ingress.enabled (not .Values.ingress.hosts) -}}
 {{- fail "ingress.hosts: at least one host name is needed." -}}
 {{- end -}}
+{{- if and .Values.loadTest.enabled (not (include "llm-api.loadKeySecret" .)) -}}
+{{- fail "loadTest.callerKeySecret: the load needs a caller's key in clear, and the chart knows of none. Name a Secret that has one." -}}
+{{- end -}}
 {{- if not (or $providers (include "llm-api.simulated" .)) -}}
 {{- fail "config.providers: there is no provider, and simulator.enabled is false." -}}
 {{- end -}}
