@@ -67,6 +67,11 @@ OTHER: dict[str, Any] = {
     "loadTest.args": ["--rate", "9"],
     "loadTest.image.digest": "sha256:" + "b" * 64,
     "loadTest.image.pullPolicy": "Always",
+    "loadTest.scenario": {
+        "name": "a",
+        "arrivals": {"kind": "closed", "steps": [{"concurrency": 2, "duration_s": 1}]},
+        "mix": {"stream": 1},
+    },
     "loadTest.masterResources": {"limits": {"memory": "999Mi"}},
     "networkPolicy.providerPorts": [8443],
     "priorityClassName": "high",

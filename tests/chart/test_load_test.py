@@ -1,4 +1,4 @@
-"""The load test in the chart: locust's master and workers as Jobs, what they reach, and the short run of `helm test`."""
+"""The load test in the chart: locust as Jobs, what their pods reach, and the short run of `helm test`."""
 
 from typing import Any
 
@@ -9,6 +9,7 @@ from load.scenario import from_tree
 from tests.chart.rendering import ROOT, Object, kinds, one, render, render_as
 
 ON: dict[str, Any] = {"loadTest": {"enabled": True}}
+STEADY = {"name": "mine", "arrivals": {"kind": "constant", "rate_per_s": 2, "duration_s": 5}, "mix": {"stream": 1}}
 COMPONENT = "app.kubernetes.io/component"
 
 
@@ -78,7 +79,7 @@ def test_what_is_changed_makes_other_jobs_since_a_job_cannot_be_changed() -> Non
             {},
             {"workers": 3},
             {"args": ["--rate", "9"]},
-            {"scenario": {"name": "other"}},
+            {"scenario": {**STEADY, "name": "other"}},
             {"image": {"tag": "2"}},
         )
     }
@@ -92,17 +93,25 @@ def test_names_leave_room_for_the_index_of_the_last_worker() -> None:
 
 
 def test_the_scenario_is_what_the_values_say_with_a_model_that_the_release_has() -> None:
-    given = {"name": "mine", "arrivals": {"kind": "constant", "rate_per_s": 2, "duration_s": 5}, "mix": {"stream": 1}}
-    found = scenarios(with_load(scenario=given))["scenario.yaml"]
-    assert found == {**given, "model": "claude-3-haiku-20240307"}
+    found = scenarios(with_load(scenario=STEADY))["scenario.yaml"]
+    assert found == {**STEADY, "model": "claude-3-haiku-20240307"}
     assert from_tree(found, "chart").duration_s == 5
-    assert scenarios(with_load(scenario={**given, "model": "m"}))["scenario.yaml"]["model"] == "m"
+    assert scenarios(with_load(scenario={**STEADY, "model": "m"}))["scenario.yaml"]["model"] == "m"
 
 
 def test_without_one_it_is_that_which_load_brings() -> None:
     found = scenarios(with_load())
     brought = yaml.safe_load((ROOT / "load" / "scenarios" / "smoke.yaml").read_text())
+    for route in ("jobs_poll", "jobs_stream"):
+        # Without Redis there are none.
+        del brought["mix"][route]
     assert found["scenario.yaml"] == found["smoke.yaml"] == {**brought, "model": "claude-3-haiku-20240307"}
+
+
+def test_jobs_are_asked_for_where_there_is_redis() -> None:
+    assert {"jobs_poll", "jobs_stream"} <= scenarios(render({**ON, "redis": {"enabled": True}}))["smoke.yaml"][
+        "mix"
+    ].keys()
 
 
 def test_the_key_comes_from_a_secret_and_stands_nowhere_else() -> None:

@@ -15,9 +15,11 @@
 {{ merge dict (index . 1) (ternary (dict "model" $model) dict (ne $model "")) | toYaml }}
 {{- end }}
 
+{{/* Every route; without Redis there are no jobs. */}}
 {{- define "llm-api.loadSmoke" -}}
 {{- $smoke := .Files.Get "files/smoke.yaml" | fromYaml -}}
-{{ include "llm-api.loadScenario" (list . (omit $smoke "model")) }}
+{{- $mix := ternary $smoke.mix (omit $smoke.mix "jobs_poll" "jobs_stream") (ne (include "llm-api.hasRedis" .) "") -}}
+{{ include "llm-api.loadScenario" (list . (merge (dict "mix" $mix) (omit $smoke "model" "mix"))) }}
 {{- end }}
 
 {{- define "llm-api.loadScenarios" -}}
