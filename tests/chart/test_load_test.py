@@ -66,8 +66,8 @@ def test_a_run_that_failed_is_not_begun_again() -> None:
 
 @pytest.mark.parametrize("component", ["load", "load-master"])
 def test_jobs_end_and_go(component: str) -> None:
-    spec = job(with_load(timeoutSeconds=600, ttlSecondsAfterFinished=60), component)["spec"]
-    assert (spec["activeDeadlineSeconds"], spec["ttlSecondsAfterFinished"]) == (600, 60)
+    spec = job(with_load(timeoutSeconds=900, ttlSecondsAfterFinished=60), component)["spec"]
+    assert (spec["activeDeadlineSeconds"], spec["ttlSecondsAfterFinished"]) == (900, 60)
     assert job(with_load(ttlSecondsAfterFinished=0), component)["spec"]["ttlSecondsAfterFinished"] == 0
     assert "ttlSecondsAfterFinished" not in job(with_load(ttlSecondsAfterFinished=None), component)["spec"]
 

@@ -150,6 +150,26 @@ NOT_TOGETHER: list[tuple[str, str, dict[str, Any]]] = [
         "Redis",
         {"loadTest": {"enabled": True, "scenario": {**RUN, "mix": {"stream": 1, "jobs_poll": 1}}}},
     ),
+    (
+        "loadTest.timeoutSeconds",
+        "1320 s",
+        {
+            "loadTest": {
+                "enabled": True,
+                "timeoutSeconds": 1300,
+                "scenario": {
+                    **RUN,
+                    "arrivals": {"kind": "steps", "steps": [{"rate_per_s": 1, "duration_s": 299.5}] * 2},
+                    "timeout_s": 120.5,
+                },
+            }
+        },
+    ),
+    (
+        "loadTest.timeoutSeconds",
+        "4320 s",
+        {"loadTest": {"enabled": True, "scenario": {**RUN, "arrivals": {**RUN["arrivals"], "duration_s": 3600}}}},
+    ),
     ("ingress.hosts", "host name", {"ingress": {"enabled": True}}),
     ("config.providers", "no provider", {"simulator": {"enabled": False}}),
     (

@@ -33,6 +33,16 @@ smoke.yaml: |
   {{- include "llm-api.loadSmoke" . | nindent 2 }}
 {{- end }}
 
+{{/* How long a run may take, with what it waits for before; of a trace only the trace knows. */}}
+{{- define "llm-api.loadSeconds" -}}
+{{- $scenario := .Values.loadTest.scenario | default dict -}}
+{{- $sent := dig "arrivals" "duration_s" 0 $scenario -}}
+{{- range dig "arrivals" "steps" list $scenario -}}
+{{- $sent = addf $sent .duration_s -}}
+{{- end -}}
+{{ addf 600 $sent (dig "timeout_s" 120 $scenario) | ceil }}
+{{- end }}
+
 {{/*
 What tells one run from another. A Job cannot be changed, so each installation and upgrade makes its own; and what renders
 without Helm, as Argo CD does, makes another one where anything about it is another.

@@ -88,6 +88,10 @@
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- $run := include "llm-api.loadSeconds" . | int -}}
+{{- if and .Values.loadTest.enabled (gt $run (int .Values.loadTest.timeoutSeconds)) -}}
+{{- fail (printf "loadTest.timeoutSeconds is %v, and the run may take %d s: 600 s until all is there, the times of loadTest.scenario.arrivals, and its timeout_s. It would be given up without a verdict." .Values.loadTest.timeoutSeconds $run) -}}
+{{- end -}}
 {{- if not (or $providers (include "llm-api.simulated" .)) -}}
 {{- fail "config.providers: there is no provider, and simulator.enabled is false." -}}
 {{- end -}}
