@@ -33,6 +33,49 @@ RUN sed --in-place /uv_cache.json,/d .venv/lib/python*/site-packages/llm_api-*.d
     && mv .venv /result/app/ \
     && find /result -exec touch --no-dereference --date="@${SOURCE_DATE_EPOCH}" {} +
 
+# The load tests (docs/load.md), an image of their own: what serves has no locust in it.
+#
+#   docker build --target load --tag llm-api-load:0.1.0 .
+FROM ${PYTHON_IMAGE} AS build-load
+ENV PYC_INVALIDATION_MODE=CHECKED_HASH \
+    UV_COMPILE_BYTECODE=1 \
+    UV_LINK_MODE=copy \
+    UV_NO_CACHE=1 \
+    UV_PYTHON_DOWNLOADS=never
+WORKDIR /app
+COPY pyproject.toml uv.lock ./
+COPY tools/bootstrap_uv.py tools/
+RUN python tools/bootstrap_uv.py /usr/local/bin/uv
+RUN uv sync --frozen --no-dev --extra load --no-install-project
+COPY load load
+ARG SOURCE_DATE_EPOCH=0
+RUN python -m compileall -q --invalidation-mode checked-hash load \
+    && rm --force .venv/.lock \
+    && mkdir --parents /result/app \
+    && mv .venv load /result/app/ \
+    && find /result -exec touch --no-dereference --date="@${SOURCE_DATE_EPOCH}" {} +
+
+FROM ${PYTHON_IMAGE} AS load
+COPY --from=build-load /result /
+# Pages of results keep what matplotlib notes for itself in /tmp: the root is read-only.
+ENV MPLCONFIGDIR=/tmp \
+    PATH=/app/.venv/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+WORKDIR /app
+USER 65532:65532
+STOPSIGNAL SIGTERM
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="llm-api-load" \
+      org.opencontainers.image.description="Load tests of llm-api" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+ENTRYPOINT ["locust", "--locustfile", "/app/load/locustfile.py"]
+CMD ["--help"]
+
+# The last, which is built where no target is named: the service.
 FROM ${PYTHON_IMAGE}
 # Owned by root and not writable: who runs it cannot change it.
 COPY --from=build /result /

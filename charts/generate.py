@@ -20,10 +20,17 @@ from typing import Any
 import yaml
 from typing_extensions import override
 
+# Python puts this file's folder on the path, not the one that `load` stands in.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from load.scenario import Scenario
+
 CHARTS = Path(__file__).parent
 CHART = CHARTS / "llm-api"
 ROOT = CHARTS.parent
 K8S = ROOT / "k8s"
+SMOKE = CHART / "files" / "smoke.yaml"
+"""What `helm test` runs as load: a chart holds its files itself."""
 
 Node = dict[str, Any]
 Files = dict[Path, str]
@@ -58,13 +65,20 @@ def values_schema() -> str:
     settings, theirs = _settings_schema()
     schema["required"].append("config")
     schema["properties"]["config"] = {"description": comments["config"], **settings}
+    scenario, parts = _scenario_schema()
+    schema["properties"]["loadTest"]["properties"]["scenario"] = {
+        "description": comments["loadTest.scenario"],
+        **scenario,
+    }
     # A chart above this one shares it with all of its charts.
     schema["properties"]["global"]["additionalProperties"] = True
     document = {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Values of the chart llm-api",
         **schema,
-        "$defs": definitions | {f"settings{name}": node for name, node in theirs.items()},
+        "$defs": definitions
+        | {f"settings{name}": node for name, node in theirs.items()}
+        | {f"load{name}": node for name, node in parts.items()},
     }
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
@@ -128,6 +142,28 @@ def _settings_schema() -> tuple[Node, Node]:
     }, kept
 
 
+def _scenario_schema() -> tuple[Node, Node]:
+    """Return the schema of a run of load, and its definitions; an empty one is that which the chart brings."""
+    tree = Scenario.model_json_schema()
+    definitions = {name: _translated(node, "load") for name, node in tree.pop("$defs").items()}
+    # The chart says whom to ask.
+    del tree["properties"]["host"]
+    tree["properties"]["arrivals"] = _by_kind(tree["properties"]["arrivals"])
+    needed = {"if": {"minProperties": 1}, "then": {"required": tree.pop("required")}}
+    return {**_translated({k: v for k, v in tree.items() if k != "description"}, "load"), **needed}, definitions
+
+
+def _by_kind(union: Node) -> Node:
+    """Hold what has a kind against the schema of that kind alone: of all of them, a message would name each."""
+    kinds = {kind: {"$ref": place} for kind, place in union["discriminator"]["mapping"].items()}
+    return {
+        "type": "object",
+        "required": ["kind"],
+        "properties": {"kind": {"enum": sorted(kinds)}},
+        "allOf": [{"if": {"properties": {"kind": {"const": kind}}}, "then": node} for kind, node in kinds.items()],
+    }
+
+
 def _referenced(node: Any, definitions: Node) -> set[str]:
     found: set[str] = set()
     waiting = [node]
@@ -144,23 +180,25 @@ def _referenced(node: Any, definitions: Node) -> set[str]:
     return found
 
 
-def _translated(node: Any) -> Any:
+def _translated(node: Any, room: str = "settings") -> Any:
     """Make draft 7 of a schema from Pydantic, without the words that only forms use."""
     if isinstance(node, list):
-        return [_translated(item) for item in node]
+        return [_translated(item, room) for item in node]
     if not isinstance(node, dict):
         return node
     if "$ref" in node:
         name = node["$ref"].rpartition("/")[2]
-        return {"allOf": [{"$ref": f"#/$defs/settings{name}"}]}
+        return {"allOf": [{"$ref": f"#/$defs/{room}{name}"}]}
     kept = {
-        key: _translated(value) for key, value in node.items() if key not in {"title", "format", "writeOnly", "default"}
+        key: _translated(value, room)
+        for key, value in node.items()
+        if key not in {"title", "format", "writeOnly", "default"}
     }
     if "patternProperties" in kept:
         # What fits no pattern is refused by the service; here, where the message can name it.
         kept["additionalProperties"] = False
     if "properties" in node:
-        kept["properties"] = {key: _translated(value) for key, value in node["properties"].items()}
+        kept["properties"] = {key: _translated(value, room) for key, value in node["properties"].items()}
     return kept
 
 
@@ -327,7 +365,11 @@ def find_helm() -> str | None:
 
 def wanted() -> tuple[Files, list[Path]]:
     """Return every file that is made, and the folders in which there is nothing else."""
-    files = {CHART / "values.schema.json": values_schema(), CHART / "README.md": readme()}
+    files = {
+        CHART / "values.schema.json": values_schema(),
+        CHART / "README.md": readme(),
+        SMOKE: (ROOT / "load" / "scenarios" / "smoke.yaml").read_text(),
+    }
     helm = find_helm()
     if helm is None:
         return files, []
@@ -342,6 +384,7 @@ def main() -> int:
     if not check:
         # What k8s/ is rendered from has to pass the schema that is written with it.
         (CHART / "values.schema.json").write_text(values_schema())
+        SMOKE.write_text((ROOT / "load" / "scenarios" / "smoke.yaml").read_text())
     files, folders = wanted()
     if not folders:
         print("k8s/ is left out: there is no helm", file=sys.stderr)

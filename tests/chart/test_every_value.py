@@ -31,6 +31,7 @@ CONTEXTS: list[dict[str, Any]] = [
         "keda": {**ON, "serverAddress": "http://p:9090"},
         "metrics": {"podMonitor": ON},
     },
+    {"config": KEY, "loadTest": {**ON, "callerKeySecret": "load"}},
     {"callers": {"existingSecret": "mine"}, "tests": {"callerKeySecret": "mine"}, "serviceAccount": {"create": False}},
 ]
 """What is on; a value has to do something in one of them."""
@@ -63,6 +64,15 @@ OTHER: dict[str, Any] = {
     "keda.fallbackReplicas": 7,
     "keda.serverAddress": "http://q:9090",
     "listenAddress": "::",
+    "loadTest.args": ["--rate", "9"],
+    "loadTest.image.digest": "sha256:" + "b" * 64,
+    "loadTest.image.pullPolicy": "Always",
+    "loadTest.scenario": {
+        "name": "a",
+        "arrivals": {"kind": "closed", "steps": [{"concurrency": 2, "duration_s": 1}]},
+        "mix": {"stream": 1},
+    },
+    "loadTest.masterResources": {"limits": {"memory": "999Mi"}},
     "networkPolicy.providerPorts": [8443],
     "priorityClassName": "high",
     "providerKeys": {"openai": {"existingSecret": "a", "keys": ["b"]}},

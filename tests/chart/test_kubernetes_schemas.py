@@ -48,6 +48,7 @@ EVERYTHING = {
     "hostAliases": [{"ip": "10.0.0.1", "hostnames": ["provider.internal"]}],
     "runtimeClassName": "gvisor",
     "worker": {"enabled": True, "autoscaling": {"enabled": True}},
+    "loadTest": {"enabled": True, "callerKeySecret": "load", "resultsClaim": "results"},
     "webhookSecrets": {"existingSecret": "webhooks", "keys": ["current", "next"]},
     "termination": {"gracePeriodSeconds": 900},
     "service": {
@@ -76,7 +77,7 @@ def test_every_example_is_valid(path: Path, release: str) -> None:
 @pytest.mark.parametrize("release", RELEASES)
 def test_everything_at_once_is_valid(release: str) -> None:
     objects = render(EVERYTHING)
-    assert len(objects) >= 22
+    assert len(objects) >= 29
     assert f"Valid: {len(objects)}, Invalid: 0, Errors: 0, Skipped: 0" in kubeconform(release, yaml.dump_all(objects))
 
 

@@ -12,11 +12,12 @@ from tests.chart.test_kubernetes_schemas import EVERYTHING
 SECRETS = {"callers": {"existingSecret": "callers"}}
 ALL: dict[str, Any] = {**EVERYTHING, **SECRETS, "redis": {"enabled": True, "password": {"existingSecret": "redis"}}}
 WORKLOADS = {"Deployment", "StatefulSet"}
+WITH_JOBS = WORKLOADS | {"Job"}
 STORE = "try-llm-api-redis"
 
 
 def templates(objects: list[Object]) -> list[Object]:
-    return [item["spec"]["template"] for item in objects if item["kind"] in WORKLOADS]
+    return [item["spec"]["template"] for item in objects if item["kind"] in WITH_JOBS]
 
 
 def test_common_labels_are_on_everything_and_select_nothing() -> None:
@@ -155,10 +156,12 @@ def test_a_quota_on_the_cpu_can_be_met_by_every_pod() -> None:
     """Where a quota counts limits on the CPU, a pod without one is refused, the test's and Redis' too."""
     limited = {"resources": {"limits": {"cpu": "1", "memory": "256Mi"}}}
     parts = dict.fromkeys(("simulator", "worker", "tests"), limited)
+    load = {**ALL["loadTest"], **limited, "masterResources": limited["resources"]}
     values = {
         **limited,
         **parts,
         "redis": {"enabled": True, **limited},
+        "loadTest": load,
         "extraContainers": [],
         "extraInitContainers": [],
     }

@@ -8,6 +8,11 @@ from tests.chart.rendering import Refused, render
 
 REDIS = {"url": "redis://store:6379/0"}
 OPENAI = {"providers": {"openai": {"kind": "openai"}}}
+RUN: dict[str, Any] = {
+    "name": "a",
+    "arrivals": {"kind": "constant", "rate_per_s": 1, "duration_s": 1},
+    "mix": {"stream": 1},
+}
 
 UNKNOWN_OR_IMPOSSIBLE: list[tuple[str, dict[str, Any]]] = [
     ("/replicas", {"replicas": 0}),
@@ -63,6 +68,21 @@ UNKNOWN_OR_IMPOSSIBLE: list[tuple[str, dict[str, Any]]] = [
     ("/service/spec/selector", {"service": {"spec": {"selector": {"app": "mine"}}}}),
     ("/redis/image/digest", {"redis": {"image": {"digest": "latest"}}}),
     ("/tests/timeoutSeconds", {"tests": {"timeoutSeconds": 0}}),
+    ("/loadTest/workers", {"loadTest": {"workers": 0}}),
+    ("/loadTest/image/digest", {"loadTest": {"image": {"digest": "latest"}}}),
+    ("/loadTest/args/1", {"loadTest": {"args": ["--rate", 20]}}),
+    ("/loadTest/ttlSecondsAfterFinished", {"loadTest": {"ttlSecondsAfterFinished": -1}}),
+    ("/loadTest/resultsClaim", {"loadTest": {"resultsClaim": "No Claim"}}),
+    ("arrivals", {"loadTest": {"scenario": {"name": "a", "mix": {"stream": 1}}}}),
+    ("'modell'", {"loadTest": {"scenario": {**RUN, "modell": "a"}}}),
+    ("'host'", {"loadTest": {"scenario": {**RUN, "host": "http://elsewhere"}}}),
+    ("'completions'", {"loadTest": {"scenario": {**RUN, "mix": {"completions": 1}}}}),
+    ("/loadTest/scenario/arrivals/kind", {"loadTest": {"scenario": {**RUN, "arrivals": {"kind": "poison"}}}}),
+    (
+        "/loadTest/scenario/arrivals/rate_per_s",
+        {"loadTest": {"scenario": {**RUN, "arrivals": {"kind": "poisson", "rate_per_s": 0, "duration_s": 1}}}},
+    ),
+    ("callerKey", {"loadTest": {"callerKey": "a-key-in-clear"}}),
     ("requests_per_minuet", {"config": {"auth": {"default_limits": {"requests_per_minuet": 5}}}}),
 ]
 
@@ -120,6 +140,36 @@ NOT_TOGETHER: list[tuple[str, str, dict[str, Any]]] = [
         {"metrics": {"podMonitor": {"enabled": True}, "serviceMonitor": {"enabled": True}}},
     ),
     ("httpRoute.parentRefs", "Gateway", {"httpRoute": {"enabled": True}}),
+    (
+        "loadTest.callerKeySecret",
+        "Name a Secret",
+        {"loadTest": {"enabled": True}, "callers": {"existingSecret": "callers"}},
+    ),
+    (
+        "loadTest.scenario.mix.jobs_poll",
+        "Redis",
+        {"loadTest": {"enabled": True, "scenario": {**RUN, "mix": {"stream": 1, "jobs_poll": 1}}}},
+    ),
+    (
+        "loadTest.timeoutSeconds",
+        "1320 s",
+        {
+            "loadTest": {
+                "enabled": True,
+                "timeoutSeconds": 1300,
+                "scenario": {
+                    **RUN,
+                    "arrivals": {"kind": "steps", "steps": [{"rate_per_s": 1, "duration_s": 299.5}] * 2},
+                    "timeout_s": 120.5,
+                },
+            }
+        },
+    ),
+    (
+        "loadTest.timeoutSeconds",
+        "4320 s",
+        {"loadTest": {"enabled": True, "scenario": {**RUN, "arrivals": {**RUN["arrivals"], "duration_s": 3600}}}},
+    ),
     ("ingress.hosts", "host name", {"ingress": {"enabled": True}}),
     ("config.providers", "no provider", {"simulator": {"enabled": False}}),
     (

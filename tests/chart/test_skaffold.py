@@ -9,6 +9,7 @@ import jsonschema_rs
 import pytest
 import yaml
 
+from load.scenario import read_scenario
 from tests.chart.rendering import ROOT, one, run
 
 SCHEMA = Path(__file__).parent / "schemas" / "skaffold-v4beta13.json"
@@ -33,7 +34,10 @@ def test_the_schema_would_find_a_misspelt_name(configuration: dict[str, Any]) ->
 
 def test_what_it_names_is_there(configuration: dict[str, Any]) -> None:
     for artifact in configuration["build"]["artifacts"]:
-        assert (ROOT / artifact["context"] / "Dockerfile").is_file()
+        assert (
+            f" AS {artifact['docker'].get('target', 'build')}\n"
+            in (ROOT / artifact["context"] / "Dockerfile").read_text()
+        )
     (release,) = configuration["deploy"]["helm"]["releases"]
     assert all((ROOT / path).is_file() for path in release["valuesFiles"])
     (patch,) = next(profile for profile in configuration["profiles"] if profile["name"] == "openai")["patches"]
@@ -45,7 +49,11 @@ def test_the_chart_takes_what_it_sets(configuration: dict[str, Any]) -> None:
     dev = next(profile for profile in configuration["profiles"] if profile["name"] == "dev")
     values = dict(release["setValues"])
     values |= {patch["path"].rpartition("/")[2]: patch["value"] for patch in dev["patches"]}
-    values |= {"image.repository": "registry.example/llm-api", "image.tag": f"1@sha256:{'a' * 64}"}
+    assert set(release["setValueTemplates"]) == {
+        f"{of}image.{what}" for of in ("", "loadTest.") for what in ("repository", "tag")
+    }
+    for of, name in (("", "llm-api"), ("loadTest.", "llm-api-load")):
+        values |= {f"{of}image.repository": f"registry.example/{name}", f"{of}image.tag": f"1@sha256:{'a' * 64}"}
     options = [option for name, value in values.items() for option in ("--set", f"{name}={value}")]
     files = [option for path in release["valuesFiles"] for option in ("-f", str(ROOT / path))]
     text = run(
@@ -62,7 +70,18 @@ def test_the_chart_takes_what_it_sets(configuration: dict[str, Any]) -> None:
 def test_verify_knows_the_key_that_the_release_takes(configuration: dict[str, Any]) -> None:
     (release,) = configuration["deploy"]["helm"]["releases"]
     (verify,) = configuration["verify"]
-    key = next(item["value"] for item in verify["container"]["env"] if item["name"] == "CALLER_KEY")
+    key = next(item["value"] for item in verify["container"]["env"] if item["name"] == "LOAD_API_KEY")
     assert (
         release["setValues"]["config.auth.keys.everybody.key"] == f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
     )
+
+
+def test_verify_asks_the_release_for_what_it_has(configuration: dict[str, Any]) -> None:
+    (verify,) = configuration["verify"]
+    assert verify["container"]["image"] in {artifact["image"] for artifact in configuration["build"]["artifacts"]}
+    options = dict(argument.partition("=")[::2] for argument in verify["container"]["args"])
+    assert options["--host"] == "http://llm-api:8000"
+    # As in the image, whose folder is /app.
+    scenario = read_scenario(ROOT / Path(options["--scenario"]).relative_to("/app"))
+    assert not {"jobs_poll", "jobs_stream"} & scenario.mix.keys(), "the release has no Redis, in which jobs are"
+    assert scenario.duration_s + scenario.timeout_s < verify["timeout"]

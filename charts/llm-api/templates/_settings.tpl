@@ -19,6 +19,22 @@
 {{- if not (or .Values.callers.existingSecret (dig "auth" "keys" dict .Values.config)) -}}yes{{- end -}}
 {{- end }}
 
+{{/* The Secret with a caller's key in clear, if one is known here. */}}
+{{- define "llm-api.knownKeySecret" -}}
+{{ .Values.tests.callerKeySecret | default (ternary (include "llm-api.callersSecret" .) "" (eq (include "llm-api.callersMade" .) "yes")) }}
+{{- end }}
+
+{{/* The model that tests ask; nothing where the service knows better than the chart which there are. */}}
+{{- define "llm-api.testedModel" -}}
+{{- $names := list -}}
+{{- range $name, $_ := (include "llm-api.settings" . | fromYaml).models -}}
+{{- if not (contains "*" $name) -}}
+{{- $names = append $names $name -}}
+{{- end -}}
+{{- end -}}
+{{ .Values.tests.model | default (first (append $names "")) }}
+{{- end }}
+
 {{- define "llm-api.hasRedis" -}}
 {{- with .Values.redis -}}{{- if or .enabled .url .existingSecret -}}yes{{- end -}}{{- end -}}
 {{- end }}

@@ -78,6 +78,20 @@
 {{- if and .Values.ingress.enabled (not .Values.ingress.hosts) -}}
 {{- fail "ingress.hosts: at least one host name is needed." -}}
 {{- end -}}
+{{- if and .Values.loadTest.enabled (not (include "llm-api.loadKeySecret" .)) -}}
+{{- fail "loadTest.callerKeySecret: the load needs a caller's key in clear, and the chart knows of none. Name a Secret that has one." -}}
+{{- end -}}
+{{- if and .Values.loadTest.enabled (not (include "llm-api.hasRedis" .)) -}}
+{{- range $route := list "jobs_poll" "jobs_stream" -}}
+{{- if dig "mix" $route 0 ($.Values.loadTest.scenario | default dict) -}}
+{{- fail (printf "loadTest.scenario.mix.%s: jobs are kept in Redis, and there is none. Leave it out, or set redis.url or redis.existingSecret, or redis.enabled=true." $route) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $run := include "llm-api.loadSeconds" . | int -}}
+{{- if and .Values.loadTest.enabled (gt $run (int .Values.loadTest.timeoutSeconds)) -}}
+{{- fail (printf "loadTest.timeoutSeconds is %v, and the run may take %d s: 600 s until all is there, the times of loadTest.scenario.arrivals, and its timeout_s. It would be given up without a verdict." .Values.loadTest.timeoutSeconds $run) -}}
+{{- end -}}
 {{- if not (or $providers (include "llm-api.simulated" .)) -}}
 {{- fail "config.providers: there is no provider, and simulator.enabled is false." -}}
 {{- end -}}
