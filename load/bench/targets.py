@@ -233,9 +233,9 @@ def litellm(place: Place) -> Iterator[Live]:
     environment = {
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
         "LITELLM_LOG": "ERROR",
-        # By default 500 connections to a provider: the other idle streams would wait for ever.
-        "AIOHTTP_CONNECTOR_LIMIT": "0",
-        "AIOHTTP_CONNECTOR_LIMIT_PER_HOST": "0",
+        # By default 500 connections to a provider, with 0 it is 100: the other idle streams would wait for ever.
+        "AIOHTTP_CONNECTOR_LIMIT": "100000",
+        "AIOHTTP_CONNECTOR_LIMIT_PER_HOST": "100000",
     }
     headers = {"authorization": f"Bearer {CALLER_KEY}"}
     with _listening(place, command, port, environment=environment, headers=headers) as live:

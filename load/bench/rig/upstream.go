@@ -12,8 +12,6 @@ import (
 	"time"
 )
 
-const heldChunks = 4
-
 // upstream knows what of it is open, and how late its own timers were: chunks that are late come in bunches.
 type upstream struct {
 	connections atomic.Int64
@@ -106,7 +104,7 @@ func (server *upstream) answer(connection net.Conn, reader *bufio.Reader, reques
 	return err == nil
 }
 
-// hold sends some chunks, and waits for the client to leave: LiteLLM keeps the last chunk until the next one comes.
+// hold sends one chunk, and waits for the client to leave.
 func (server *upstream) hold(connection net.Conn, reader *bufio.Reader) {
 	server.held.Add(1)
 	server.holding.Store(connection, nil)
@@ -115,11 +113,7 @@ func (server *upstream) hold(connection net.Conn, reader *bufio.Reader) {
 		server.lastLeft.Store(time.Now().UnixMicro())
 		server.held.Add(-1)
 	}()
-	out := framed([]byte(streamHead), roleEvent())
-	for i := 0; i < heldChunks; i++ {
-		out = framed(out, contentEvent())
-	}
-	if _, err := connection.Write(out); err == nil {
+	if _, err := connection.Write(framed(framed([]byte(streamHead), roleEvent()), contentEvent())); err == nil {
 		_, _ = reader.Peek(1)
 	}
 }
