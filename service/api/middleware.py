@@ -94,7 +94,7 @@ class RequestMiddleware:
             metrics.in_flight.dec()
             method = scope["method"] if scope["method"] in METHODS else "other"
             duration_s = _account(scope, metrics, method, answer)
-            metrics.http_duration.labels(_route_of(scope), method).observe(duration_s)
+            metrics.observe(metrics.http_duration.labels(_route_of(scope), method), duration_s, _exemplar(scope))
 
     async def _serve_socket(self, scope: Scope, receive: Receive, answer: "_Answer", metrics: Metrics) -> None:
         try:
@@ -316,7 +316,7 @@ def _account(scope: Scope, metrics: Metrics, method: str, answer: _Answer) -> fl
     if context is not None and code == HTTPStatus.OK and OUTCOME not in scope:
         others_s = context.timings.others_until(time.monotonic())
         if others_s:
-            metrics.overhead.labels("http").observe(max(0.0, duration_s - others_s))
+            metrics.observe(metrics.overhead.labels("http"), max(0.0, duration_s - others_s), _exemplar(scope))
     extra: dict[str, object] = {
         **log_fields(scope),
         "method": method,
@@ -336,6 +336,12 @@ def _account(scope: Scope, metrics: Metrics, method: str, answer: _Answer) -> fl
     # Probes come every few seconds, and would be most of the log.
     logger.log(logging.DEBUG if route in PROBES else logging.INFO, "request", extra=extra)
     return duration_s
+
+
+def _exemplar(scope: Scope) -> str | None:
+    """Return the id of the trace that a measured value may name; None where no collector has it."""
+    span: Span | None = scope.get(SPAN)
+    return span.trace_id if span is not None and span.is_sampled else None
 
 
 def _header(scope: Scope, name: bytes) -> bytes | None:

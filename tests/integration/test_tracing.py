@@ -19,6 +19,7 @@ import httpx
 import pytest
 import yaml
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from prometheus_client.openmetrics.exposition import generate_latest
 from pydantic import SecretStr
 from websockets.asyncio.client import connect
 
@@ -439,6 +440,19 @@ async def test_trace_id_stands_in_the_access_log(collector: Collector, caplog: p
             answer = await client.post("/chat", json=chat())
     (line,) = [record for record in caplog.records if record.name == "service.access"]
     assert vars(line)["trace_id"] == answer.headers["traceparent"][3:35]
+
+
+async def test_measured_times_of_a_plain_answer_name_its_trace(collector: Collector) -> None:
+    async with scripted_upstream(PLAIN_ANSWER) as upstream, served(settings_over(upstream)) as (running, client):
+        answer = await client.post("/chat", json=chat())
+        unsampled = await client.post("/chat", json=chat(), headers={"traceparent": CALLERS[:-2] + "00"})
+        registry = running.resources.metrics.registry
+    exposed = generate_latest(registry).decode()  # type: ignore[no-untyped-call]
+    trace_id = collector.one("POST /chat").trace_id
+    assert answer.headers["traceparent"][3:35] == trace_id
+    named = {line.partition("{")[0] for line in exposed.splitlines() if trace_id in line}
+    assert named == {"llm_api_http_request_duration_seconds_bucket", "llm_api_overhead_seconds_bucket"}
+    assert unsampled.headers["traceparent"][3:35] not in exposed
 
 
 async def took(client: httpx.AsyncClient, count: int) -> list[float]:
