@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ QUICK = ("direct", "nginx", OWN)
 
 def main() -> int:
     """Run it; return the exit status."""
+    # By an exception, so that everything that was started is stopped.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     parsed = _parser().parse_args()
     if parsed.read is not None:
         result = json.loads(parsed.read.read_text())

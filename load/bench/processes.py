@@ -38,6 +38,11 @@ def tree_of(root: int, parents: Mapping[int, int]) -> set[int]:
     return found
 
 
+def descendants(root: int) -> set[int]:
+    """Return the processes that a process has started, and those that they have."""
+    return tree_of(root, {pid: stat.parent for pid, stat in _stats()}) - {root}
+
+
 def cpu_s(root: int) -> float:
     """Return the CPU time of a process tree so far, in seconds, exact to a tick (10 ms) for each process."""
     stats = dict(_stats())
