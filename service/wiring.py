@@ -233,6 +233,7 @@ async def assemble(
         metrics=metrics,
         clock=clock,
     )
+    await stack.enter_async_context(attempts.breakers.swept())
     drain = Drain(settings.drain)
     admission = Admission(limiter=limiter, shadow=settings.admission.shadow, metrics=metrics)
     ledger = await _ledger(stack, ledger_store, settings=settings, catalogue=catalogue, metrics=metrics, clock=clock)

@@ -1,8 +1,10 @@
 """The circuit breakers of a process: one for each model of a provider with each key, found, counted and forgotten."""
 
+import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -72,6 +74,22 @@ class Breakers:
             self._swept_at = now
             for fuse in [fuse for fuse in self._not_closed if self._breakers[fuse].idle_s >= FORGOTTEN_S]:
                 self._forget(fuse)
+
+    @asynccontextmanager
+    async def swept(self, *, every_s: float = FORGOTTEN_S / 2) -> AsyncIterator[None]:
+        """Sweep within the block also while nobody asks for anything: what is told would stay as it was."""
+        sweeping = asyncio.create_task(self._sweep_on(every_s), name="sweep the circuit breakers")
+        try:
+            yield
+        finally:
+            sweeping.cancel()
+            with suppress(asyncio.CancelledError):
+                await sweeping
+
+    async def _sweep_on(self, every_s: float) -> None:
+        while True:
+            await asyncio.sleep(every_s)
+            self.sweep()
 
     def _forget(self, fuse: _Fuse) -> None:
         del self._breakers[fuse]

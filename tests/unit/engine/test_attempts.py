@@ -546,6 +546,21 @@ async def test_breaker_that_nobody_asks_any_more_is_not_told_of_for_ever() -> No
     assert bench.samples(gauge, "model") == {("one",): 0}
 
 
+async def test_breaker_is_not_told_of_for_ever_though_nobody_asks_for_anything() -> None:
+    bench = Bench()
+    bench.first.script = Script(before=GONE)
+    for _ in range(3):
+        with pytest.raises(ServiceError):
+            await bench.ask("one")
+    gauge = "llm_api_upstream_breakers_open"
+    async with asyncio.timeout(5), bench.attempts.breakers.swept(every_s=0.001):
+        await asyncio.sleep(0.01)
+        assert bench.samples(gauge, "model") == {("one",): 1}
+        bench.clock.advance(2 * FORGOTTEN_S)
+        while bench.samples(gauge, "model") != {("one",): 0}:  # noqa: ASYNC110 - another task's work
+            await asyncio.sleep(0.001)
+
+
 async def test_way_that_opens_soon_says_more_than_one_that_needs_an_operator() -> None:
     bench = Bench(routes=("first", "second"))
     bench.second.script = Script(before=GONE)
