@@ -71,6 +71,7 @@ class KeyRing:
                 priority=key.priority,
                 weight=key.weight,
                 sees_all_usage=key.usage == "all",
+                log_content=key.log_content,
                 limits=_limits(key.limits).over(nameless.limits),
             )
             for name, key in settings.keys.items()

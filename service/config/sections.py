@@ -339,6 +339,8 @@ class KeySettings(Section):
     """This key's own; what is left out is taken from ``auth.default_limits``."""
     usage: Literal["own", "all"] = "own"
     """Whose usage it may ask for: its own, or everybody's."""
+    log_content: bool = False
+    """Whether the log has the texts of its prompts and answers, up to 16,384 characters each."""
 
     @field_validator("key")
     @classmethod

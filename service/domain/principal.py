@@ -29,6 +29,8 @@ class Principal:
     """What each of its users may take."""
     sees_all_usage: bool = False
     """Whether it may ask for the usage of others too."""
+    log_content: bool = False
+    """Whether the log has what it asks and is answered."""
     key_digest: bytes | None = field(default=None, compare=False, repr=False)
     """SHA-256 of the key that was shown; None where there was none, or where nobody knows any more."""
 

@@ -23,6 +23,7 @@ from service.engine.admission import Admission
 from service.engine.attempt import Attempt
 from service.engine.attempts import Attempts
 from service.engine.catalogue import Mode, ModelCard, ModelCatalogue, ModelEntry, Route
+from service.engine.content import Content
 from service.engine.ledger import Account, Ledger, OpenCall
 from service.engine.model_span import UNTOLD, ModelSpan, model_span
 from service.errors import InternalError, ServiceError, UpstreamError
@@ -124,6 +125,8 @@ class GenerationService:
                 admitted.usage = answer.usage
                 admitted.was_cut = _was_cut(answer)
                 account.finish_reason = _finish_reason(answer)
+                if account.content is not None and isinstance(answer, Completion):
+                    account.content.answered(answer)
                 attempt.end(answer.usage)
                 self._tell_answer(span, attempt, answer.usage)
                 span.completed(answer)
@@ -171,6 +174,8 @@ class GenerationService:
             stack.callback(lambda: attempt.end(admitted.usage, is_whole=observed.is_over))
             stack.push_async_exit(opened.stack)
             span.first_content()
+            if account.content is not None:
+                observed.shown_to(account.content)
             observed.on_end = partial(self._ended, account, opened, admitted.work)
             outcome = "cancelled"
             began = time.monotonic()
@@ -273,6 +278,7 @@ class _ObservedStream:
         """Is awaited when the stream has come to its own end, before whoever reads it learns that."""
         self.ended = False
         """Whether the provider's stream came to its own end."""
+        self._content: Content | None = None
         self.failure: Exception | None = None
         """What ended it otherwise."""
         self._model, self._response_id = first.model, first.response_id
@@ -301,9 +307,17 @@ class _ObservedStream:
                 self.failure = error
                 raise
             self._look_at(chunk)
+            if self._content is not None:
+                self._content.add(chunk)
         if chunk.usage is not None:
             self.usage = chunk.usage
         return chunk
+
+    def shown_to(self, content: Content) -> None:
+        """Give the texts of what comes, and of what came first, to the log."""
+        self._content = content
+        if self._first is not None:
+            content.add(self._first)
 
     def _look_at(self, chunk: Chunk) -> None:
         for delta in chunk.deltas:

@@ -18,6 +18,7 @@ from service.domain.usage_columns import token_columns
 from service.domain.usage_record import CANCELLED, NOTHING, OK, UNKNOWN, CallRecord, UsageRecord
 from service.engine.attempt import MAY_BE_BILLED, Attempt
 from service.engine.catalogue import ModelEntry
+from service.engine.content import Content
 from service.engine.invoices import Invoices
 from service.engine.ledger_writer import LedgerWriter
 from service.errors import Fault, InternalError, ServiceError, UpstreamError, UpstreamMisconfigured
@@ -82,6 +83,10 @@ class Account:
         self._is_closed = False
         self._kept: asyncio.Future[None] | None = None
         self.finish_reason: str | None = None
+        self.content: Content | None = None
+        """What the log is to have of it, if that is wanted."""
+        if context.principal.log_content and isinstance(asked, GenerationRequest):
+            self.content = Content(asked)
         self._draft = UsageRecord(
             id=secrets.token_hex(12),
             request_id=context.request_id,
@@ -144,7 +149,7 @@ class Account:
         if not self._is_closed:
             self._is_closed = True
             record = self._record(error)
-            self._ledger.tell(record, self._context)
+            self._ledger.tell(record, self._context, self.content)
             self._kept = self._ledger.closed(record, was_open=self._is_open)
         if self._is_open and self._kept is not None:
             # Whoever stops waiting here does not stop the writing.
@@ -233,9 +238,11 @@ class Ledger:
         settled = await self._invoices.settled(record, within_s=SETTLE_S, every_s=SETTLE_EVERY_S)
         writer.put(Entry("close", settled))
 
-    def tell(self, record: UsageRecord, context: RequestContext) -> None:
-        """Tell log and metrics of a record."""
+    def tell(self, record: UsageRecord, context: RequestContext, content: Content | None = None) -> None:
+        """Tell log and metrics of a record; the log has the ``content`` too."""
         fields = log_fields(record)
+        if content is not None:
+            fields = {**fields, **content.fields()}
         if context.line is None or not context.line.add(fields):
             logger.info("generation", extra={**context.log_fields, **fields})
 

@@ -123,6 +123,53 @@ def test_no_key_and_no_prompt_comes_out_where_it_does_not_belong(
     assert {name: _around(text) for name, text in places.items() if MARK in text} == {}
 
 
+def test_texts_are_in_the_log_of_the_key_that_wants_them_and_of_no_other(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    secrets = {"talker": "talker-0123456789abcdef", "other": "other-0123456789abcdef"}
+    keys = {name: {"key": secret, "log_content": name == "talker"} for name, secret in secrets.items()}
+    with simulating("--ttft-ms", "1", "--gap-ms", "0") as simulator:
+        settings = {
+            "LLM_API_PROFILE": "production",
+            "LLM_API_PROVIDERS__SIM__KIND": "openai",
+            "LLM_API_PROVIDERS__SIM__BASE_URL": f"{simulator}/v1",
+            "LLM_API_PROVIDERS__SIM__KEYS": "sk-upstream-0123456789",
+            "LLM_API_MODELS": json.dumps({"sim*": {"routes": [{"provider": "sim"}]}}),
+            "LLM_API_AUTH__KEYS": json.dumps(keys),
+            "LLM_API_USAGE__DIR": str(tmp_path / "usage"),
+        }
+        with running("serve", "--port", "0", "--metrics-port", "0", settings=settings) as service:
+            with httpx.Client(base_url=service.address("API"), timeout=30) as http:
+                texts = {}
+                for name, secret in secrets.items():
+                    headers = {"authorization": f"Bearer {secret}"}
+                    for stream in (False, True):
+                        said = f"{MARK} of {name}, streamed: {stream}\n\x1b[0m\u2028end"
+                        body = {"model": "sim", "max_tokens": 9, "messages": [{"role": "user", "content": said}]}
+                        answer = http.post("/v1/chat/completions", json={**body, "stream": stream}, headers=headers)
+                        texts[name, stream] = said, answer
+            assert service.stop(signal.SIGTERM)[0] == 0
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if '"request"' in line]
+    found: dict[str, list[tuple[Any, Any]]] = {name: [] for name in secrets}
+    for line in lines:
+        if "principal" in line:
+            found[line["principal"]].append((line.get("prompt"), line.get("answer")))
+    assert found["other"] == [(None, None)] * 2
+    plain, streamed = (texts["talker", stream] for stream in (False, True))
+    whole = plain[1].json()["choices"][0]["message"]["content"]
+    events = [json.loads(one[6:]) for one in streamed[1].text.split("\n\n") if one.startswith("data: {")]
+    pieces = "".join(choice["delta"].get("content") or "" for event in events for choice in event["choices"])
+    assert whole
+    assert pieces
+    assert found["talker"] == [
+        ([{"role": "user", "text": plain[0]}], whole),
+        ([{"role": "user", "text": streamed[0]}], pieces),
+    ]
+    kept = "".join(path.read_text() for path in (tmp_path / "usage").iterdir() if path.is_file())
+    assert kept
+    assert MARK not in kept
+
+
 def _ask(address: str, headers: dict[str, str], canary: Canaries) -> Iterator[httpx.Response]:
     with httpx.Client(base_url=address, timeout=30) as http:
         for path, body in bodies(canary):
