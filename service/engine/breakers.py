@@ -4,11 +4,12 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
 from service.config import BreakerSettings
+from service.domain.background import in_background
 from service.domain.clock import Clock
 from service.engine.catalogue import ModelEntry, Route
 from service.providers.base import ProviderKey
@@ -78,13 +79,8 @@ class Breakers:
     @asynccontextmanager
     async def swept(self, *, every_s: float = FORGOTTEN_S / 2) -> AsyncIterator[None]:
         """Sweep within the block also while nobody asks for anything: what is told would stay as it was."""
-        sweeping = asyncio.create_task(self._sweep_on(every_s), name="sweep the circuit breakers")
-        try:
+        async with in_background(self._sweep_on(every_s), name="sweep the circuit breakers"):
             yield
-        finally:
-            sweeping.cancel()
-            with suppress(asyncio.CancelledError):
-                await sweeping
 
     async def _sweep_on(self, every_s: float) -> None:
         while True:

@@ -3,8 +3,9 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
+from service.domain.background import in_background
 from service.engine.jobs import JobStore
 from service.errors import StoreUnavailable
 from service.telemetry.metrics import Metrics
@@ -21,13 +22,8 @@ async def watching_queue(store: JobStore, metrics: Metrics, *, every_s: float = 
 
     While the store is away the gauges stay as they were: what waits there is not gone.
     """
-    watch = asyncio.create_task(_watch(store, metrics, every_s), name="watch the queue of jobs")
-    try:
+    async with in_background(_watch(store, metrics, every_s), name="watch the queue of jobs"):
         yield
-    finally:
-        watch.cancel()
-        with suppress(asyncio.CancelledError):
-            await watch
 
 
 async def _watch(store: JobStore, metrics: Metrics, every_s: float) -> None:

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
+from service.domain.background import in_background
 from service.telemetry.metrics import Metrics
 
 EVERY_S = 0.25
@@ -13,13 +14,8 @@ EVERY_S = 0.25
 @asynccontextmanager
 async def watching_event_loop(metrics: Metrics) -> AsyncIterator[None]:
     """Measure within the block how much later than asked for a task is woken."""
-    watch = asyncio.create_task(_watch(metrics), name="watch the event loop")
-    try:
+    async with in_background(_watch(metrics), name="watch the event loop"):
         yield
-    finally:
-        watch.cancel()
-        with suppress(asyncio.CancelledError):
-            await watch
 
 
 async def _watch(metrics: Metrics) -> None:
