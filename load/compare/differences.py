@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from load.compare import noise
-from load.report.results import COMPLETED, Request, Run
+from load.measures import COMPLETED
+from load.report.results import Request, Run
 
 LATENCIES = ("ttft_s", "tpot_s", "e2e_s")
 QUANTILES = {"p50": 0.5, "p99": 0.99}

@@ -8,11 +8,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-VERSION = 1
-"""Of the form of ``run.json``."""
+from load.measures import COMPLETED
+from load.results import VERSION
+
 PROBLEMS_SHOWN = 5
-COMPLETED = "completed"
-"""The outcome of a request that was answered whole; any other is the kind of its failure."""
 
 
 class BadResults(Exception):  # noqa: N818 - it reads as what happened
