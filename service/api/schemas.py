@@ -183,8 +183,7 @@ class JobState(BaseModel):
     webhook: Literal["pending", "delivered", "failed"] | None = None
     """Whether the address that was given has been told."""
     cost_usd: str | None = None
-    """Exact, as a decimal number; a JSON number would be read with binary rounding."""
-    """Where the model has a price."""
+    """Where the model has a price. Exact, as a decimal number; a JSON number would be read with binary rounding."""
     error: JobFault | None = None
 
 
