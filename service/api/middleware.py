@@ -22,7 +22,7 @@ from service.api.request_id import request_id_from
 from service.api.request_span import METHODS, SPAN, begin_request, end_request, log_fields
 from service.api.server_timing import server_timing
 from service.domain.principal import RequestContext
-from service.domain.trace import Span
+from service.domain.trace import Span, exemplar_of
 from service.engine.drain import Drain, Stage
 from service.errors import InternalError, RequestTimeout, RequestTooLarge, ServiceError
 from service.resources import Resources
@@ -94,7 +94,9 @@ class RequestMiddleware:
             metrics.in_flight.dec()
             method = scope["method"] if scope["method"] in METHODS else "other"
             duration_s = _account(scope, metrics, method, answer)
-            metrics.observe(metrics.http_duration.labels(_route_of(scope), method), duration_s, _exemplar(scope))
+            metrics.observe(
+                metrics.http_duration.labels(_route_of(scope), method), duration_s, exemplar_of(scope.get(SPAN))
+            )
 
     async def _serve_socket(self, scope: Scope, receive: Receive, answer: "_Answer", metrics: Metrics) -> None:
         try:
@@ -316,7 +318,9 @@ def _account(scope: Scope, metrics: Metrics, method: str, answer: _Answer) -> fl
     if context is not None and code == HTTPStatus.OK and OUTCOME not in scope:
         others_s = context.timings.others_until(time.monotonic())
         if others_s:
-            metrics.observe(metrics.overhead.labels("http"), max(0.0, duration_s - others_s), _exemplar(scope))
+            metrics.observe(
+                metrics.overhead.labels("http"), max(0.0, duration_s - others_s), exemplar_of(scope.get(SPAN))
+            )
     extra: dict[str, object] = {
         **log_fields(scope),
         "method": method,
@@ -336,12 +340,6 @@ def _account(scope: Scope, metrics: Metrics, method: str, answer: _Answer) -> fl
     # Probes come every few seconds, and would be most of the log.
     logger.log(logging.DEBUG if route in PROBES else logging.INFO, "request", extra=extra)
     return duration_s
-
-
-def _exemplar(scope: Scope) -> str | None:
-    """Return the id of the trace that a measured value may name; None where no collector has it."""
-    span: Span | None = scope.get(SPAN)
-    return span.trace_id if span is not None and span.is_sampled else None
 
 
 def _header(scope: Scope, name: bytes) -> bytes | None:

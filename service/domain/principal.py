@@ -6,7 +6,7 @@ from typing import Literal
 from service.domain.limits import UNLIMITED, Limits, Standing
 from service.domain.request_line import RequestLine
 from service.domain.timings import Timings
-from service.domain.trace import Span
+from service.domain.trace import Span, exemplar_of
 
 Priority = Literal["interactive", "batch"]
 """Where requests wait, all that is interactive goes before all that is batch."""
@@ -68,7 +68,7 @@ class RequestContext:
     @property
     def exemplar(self) -> str | None:
         """The id of the trace that a measured value may name; None where no collector has it."""
-        return self.span.trace_id if self.span is not None and self.span.is_sampled else None
+        return exemplar_of(self.span)
 
     @property
     def log_fields(self) -> dict[str, str]:

@@ -64,6 +64,11 @@ class Span(Protocol):
         ...
 
 
+def exemplar_of(span: Span | None) -> str | None:
+    """Return the id of the trace that a measured value may name; None where no collector has it."""
+    return span.trace_id if span is not None and span.is_sampled else None
+
+
 class Tracing(Protocol):
     """Begins the spans that have no other above them in this process."""
 
