@@ -249,9 +249,10 @@ async def test_interactive_waits_behind_no_batch_request(upstream: str, show: Sh
             question = Question(key_of("urgent"), f"question {len(urgent)}", f"share;key=urgent-{due_at};tokens=10")
             urgent.append(await caller.ask(question, due_at))
 
-        batch = [
-            Backlog(caller, asking(f"batch-{number}", "share;key=batch;tokens=50"), clients=12) for number in range(3)
-        ]
+        def batching(name: str) -> Callable[[int], Question]:
+            return lambda number: asking(name, f"share;key={name}-{number};tokens=50")(number)
+
+        batch = [Backlog(caller, batching(f"batch-{number}"), clients=12) for number in range(3)]
         async with asyncio.TaskGroup() as group:
             for backlog in batch:
                 group.create_task(backlog.run(stop))
@@ -262,18 +263,23 @@ async def test_interactive_waits_behind_no_batch_request(upstream: str, show: Sh
     assert all(outcome.is_served for outcome in urgent), tally(urgent)
     received = {call["model"]: call["received_monotonic_s"] for call in calls}
     started = [call["received_monotonic_s"] for call in calls if "batch" in call["model"]]
-    waits: list[float] = []
+
+    def wait(outcome: Outcome) -> float:
+        return received[outcome.question.model] - outcome.sent_at
+
+    waits = [wait(outcome) for outcome in urgent]
+    behind = [wait(outcome) for backlog in batch for outcome in backlog.outcomes if outcome.is_served]
     overtaken: list[int] = []
     for outcome in urgent:
         at = received[outcome.question.model]
-        waits.append(at - outcome.sent_at)
         overtaken.append(sum(outcome.sent_at + TRANSIT_S < begun < at for begun in started))
     show(
         "interactive requests beside three batch principals with 36 requests at a provider for 10",
         [
             (
                 f"{len(urgent)} requests, sent until at the upstream: p95 {1_000 * percentile(waits, 0.95):.1f} ms, "
-                f"longest {1_000 * max(waits):.1f} ms (a place is free each 20 ms)"
+                f"longest {1_000 * max(waits):.1f} ms (a place is free each 20 ms); batch requests: median "
+                f"{1_000 * percentile(behind, 0.5):.1f} ms"
             ),
             (
                 f"batch calls that began meanwhile: {sum(overtaken)} in all, at most {max(overtaken)}; "
@@ -281,7 +287,8 @@ async def test_interactive_waits_behind_no_batch_request(upstream: str, show: Sh
             ),
         ],
     )
-    assert percentile(waits, 0.95) <= 0.1
+    # Of the two classes in the same seconds: by itself a wait tells how busy the machine is.
+    assert percentile(waits, 0.95) <= percentile(behind, 0.5) / 3
     assert sum(overtaken) <= len(urgent) / 20
     assert len(started) >= 100
 
