@@ -261,7 +261,7 @@ async def test_interactive_waits_behind_no_batch_request(upstream: str, show: Sh
             stop.set()
         calls = await hands.calls()
     assert all(outcome.is_served for outcome in urgent), tally(urgent)
-    received = {call["model"]: call["received_monotonic_s"] for call in calls}
+    received: dict[str, float] = {call["model"]: call["received_monotonic_s"] for call in calls}
     started = [call["received_monotonic_s"] for call in calls if "batch" in call["model"]]
 
     def wait(outcome: Outcome) -> float:
