@@ -75,8 +75,8 @@ LABEL org.opencontainers.image.title="llm-api-load" \
 ENTRYPOINT ["locust", "--locustfile", "/app/load/locustfile.py"]
 CMD ["--help"]
 
-# The last, which is built where no target is named: the service.
-FROM ${PYTHON_IMAGE}
+# The last, which is built where no target is named.
+FROM ${PYTHON_IMAGE} AS service
 # Owned by root and not writable: who runs it cannot change it.
 COPY --from=build /result /
 # Bytecode is there already, and could not be written on a read-only root.

@@ -199,15 +199,23 @@ def _quit(environment: Environment, **_: Any) -> None:
         environment.process_exit_code = 0  # the master judges
         return
     _stop(environment)
-    document = RUN.written
-    if document is None:
+    if (document := RUN.written) is not None:
+        valid, held = document["validity"]["valid"], document["slo"]["held"]
+        environment.process_exit_code = exit_code(valid=valid, slo_held=held)
+
+
+@events.quit.add_listener
+def _say_verdict(**_: Any) -> None:
+    """End the log with the verdict: locust's own tables come before."""
+    if (document := RUN.written) is None:
         return
-    valid, held = document["validity"]["valid"], document["slo"]["held"]
-    environment.process_exit_code = exit_code(valid=valid, slo_held=held)
     for reason in document["validity"]["reasons"]:
-        print(f"invalid: {reason}", file=sys.stderr)
+        print(f"invalid: {reason}")
     for one in document["slo"]["results"]:
         print(f"{'held' if one['held'] else 'BREACHED'}: {one['name']}: {one['value']} (bound {one['bound']})")
+    valid = "valid" if document["validity"]["valid"] else "INVALID, says nothing about the service"
+    held = "every objective held" if document["slo"]["held"] else "objectives were not held"
+    print(f"verdict: {valid}; {held}", flush=True)
 
 
 class LoadUser(User):

@@ -22,7 +22,7 @@ IMAGES = pytest.mark.parametrize("image", [RUN, LOAD], ids=["service", "load"])
 
 def test_every_stage_has_the_base_that_the_builder_names_and_the_service_is_the_last() -> None:
     assert "ARG PYTHON_IMAGE=docker.io/library/python:3.13-slim\n" in DOCKERFILE
-    stages = [f"${{PYTHON_IMAGE}}{name}" for name in (" AS build", " AS build-load", " AS load", "")]
+    stages = [f"${{PYTHON_IMAGE}}{name}" for name in (" AS build", " AS build-load", " AS load", " AS service")]
     assert re.findall(r"^FROM (.+)$", DOCKERFILE, re.MULTILINE) == stages
 
 

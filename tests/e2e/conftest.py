@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.cluster import Cluster, Namespace
-from tests.e2e.image import image_on
+from tests.e2e.image import LOAD, image_on
 
 if os.environ.get("LLM_API_E2E") != "1":
     collect_ignore_glob = ["test_*.py"]
@@ -28,6 +28,12 @@ def cluster() -> Cluster:
 def image(cluster: Cluster) -> str:
     """Build the image and load it into the cluster, unless LLM_API_E2E_IMAGE names one that is there; give its name."""
     return os.environ.get("LLM_API_E2E_IMAGE") or image_on(cluster)
+
+
+@pytest.fixture(scope="session")
+def load_image(cluster: Cluster) -> str:
+    """The same for the load tests' image, with LLM_API_E2E_LOAD_IMAGE."""
+    return os.environ.get("LLM_API_E2E_LOAD_IMAGE") or image_on(cluster, LOAD)
 
 
 @pytest.fixture
