@@ -121,7 +121,8 @@ class _Choice(msgspec.Struct):
 class _OpenAIChunk(msgspec.Struct):
     choices: list[_Choice] = []
     usage: Usage | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = msgspec.Raw(b"null")
+    """As it came: a union with None would refuse an object."""
 
 
 _openai_chunk = msgspec.json.Decoder(_OpenAIChunk)
@@ -138,7 +139,7 @@ class OpenAIStream(EventStream):
     def data(self, event: bytes) -> None:
         payload = event[5:] if b"\n" not in event else _named(event)[1]
         chunk = _openai_chunk.decode(payload)
-        if chunk.error is not None:
+        if bytes(chunk.error) != b"null":
             self.error = bytes(chunk.error)
             self.ended_s = self.now_s
         for choice in chunk.choices:

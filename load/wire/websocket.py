@@ -98,8 +98,9 @@ class SocketAnswer:
             elif opcode in (_TEXT, _CONTINUATION):
                 self._fragments.append(payload)
                 if final:
-                    self._take(_message.decode(b"".join(self._fragments)), payload, now_s)
+                    whole = b"".join(self._fragments)
                     self._fragments.clear()
+                    self._take(_message.decode(whole), whole, now_s)
         return self.done or self.error is not None
 
     def eof(self) -> bool:
