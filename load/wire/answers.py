@@ -22,6 +22,8 @@ class WholeAnswer:
         self.now_s = 0.0
         self.ended_s: float | None = None
         """When the last byte, or the terminal event, came."""
+        self.reusable = False
+        """Whether the connection can carry another exchange."""
 
     def feed(self, data: bytes, now_s: float) -> bool:
         """Parse; see `Decoder`."""
@@ -42,15 +44,11 @@ class WholeAnswer:
         self.status = self._parser.get_status_code()
 
     def on_message_complete(self) -> None:
-        """Note the end; called by the parser."""
+        """Note the end; called by the parser, which knows only now whether the peer keeps the connection."""
         self._complete = True
+        self.reusable = bool(self._parser.should_keep_alive())
         if self.ended_s is None:
             self.ended_s = self.now_s
-
-    @property
-    def reusable(self) -> bool:
-        """Whether the connection can carry another exchange."""
-        return self._complete and bool(self._parser.should_keep_alive())
 
 
 class Usage(msgspec.Struct):

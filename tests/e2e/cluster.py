@@ -135,9 +135,9 @@ class Namespace:
         return set(self.kubectl("get", listed, "-o", "name", "--ignore-not-found").split())
 
     @contextmanager
-    def reached(self, service: str = NAME, port: int = 8000) -> Iterator[str]:
-        """Forward a port to a service for the block; give its address on this machine."""
-        command = [*self.cluster.kubectl_command, "--namespace", self.name, "port-forward", f"service/{service}"]
+    def reached(self, target: str = f"service/{NAME}", port: int = 8000) -> Iterator[str]:
+        """Forward a port to a service, or to a pod of a deployment, for the block; give its address here."""
+        command = [*self.cluster.kubectl_command, "--namespace", self.name, "port-forward", target]
         with subprocess.Popen([*command, f":{port}"], stdout=subprocess.PIPE, text=True) as process:
             try:
                 assert process.stdout is not None

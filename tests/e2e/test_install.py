@@ -62,7 +62,7 @@ def test_kubectl_apply_installs_the_same(namespace: Namespace) -> None:
     namespace.kubectl("apply", "-k", str(overlay))
     for deployment in ("llm-api", "llm-api-simulator"):
         namespace.kubectl("rollout", "status", f"deployment/{deployment}", "--timeout=300s")
-    with namespace.reached("llm-api") as address:
+    with namespace.reached("service/llm-api") as address:
         assert ask(address, "known-to-everybody-0123")["text"]
     namespace.kubectl("delete", "-k", str(overlay), "--wait")
 

@@ -46,7 +46,7 @@ def test_every_pod_uses_the_new_key_within_a_minute_of_having_it(namespace: Name
         namespace.apply(secret(NEW))
         eventually(lambda: all(key_in(namespace, pod) == NEW for pod in pods), KUBELET_S)
         mounted_at = time.monotonic()
-        with namespace.reached(f"{NAME}-simulator", 9000) as simulator:
+        with namespace.reached(f"service/{NAME}-simulator", 9000) as simulator:
             eventually(lambda: keys_of_latest(simulator) == {digest(NEW)}, 60)
         print(f"the new key alone is in use {time.monotonic() - mounted_at:.1f} s after the last pod had it")
     assert told.failed == {}, told.summary

@@ -130,7 +130,7 @@ def _planned(namespace: Namespace, folder: Path) -> dict[str, Any]:
     scenario.write_text(
         yaml.safe_dump({**BOUNDS, "arrivals": {"kind": "poisson", "rate_per_s": 10, "duration_s": 30, "seed": 1}})
     )
-    with namespace.reached() as address, namespace.reached(f"{NAME}-metrics", 9090) as metrics:
+    with namespace.reached() as address, namespace.reached(f"deployment/{NAME}", 9090) as metrics:
         command = [
             *(sys.executable, "-m", "load.capacity", "--url", address, "--metrics", f"{metrics}/metrics"),
             *("--scenario", str(scenario), "--out", str(folder), "--duration", "30", "--rate-start", "15"),

@@ -50,7 +50,7 @@ def test_rules_monitors_and_dashboards_are_accepted_and_their_metrics_exist(
         key = namespace.caller_key()
         answer = httpx.post(f"{address}/generate", json={"prompt": "Hi"}, headers={"x-api-key": key}, timeout=30)
         assert answer.status_code == 200
-    with namespace.reached(f"{NAME}-metrics", 9090) as address:
+    with namespace.reached(f"service/{NAME}-metrics", 9090) as address:
         text = httpx.get(f"{address}/metrics", timeout=30).text
     exposed = set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE))
     named = {name for expression in expressions for name in re.findall(r"\bllm_api_\w+\b(?!:)", expression)}

@@ -67,7 +67,7 @@ def ended(
 
 
 def calls(namespace: Namespace) -> int:
-    with namespace.reached(f"{NAME}-simulator", 9000) as address:
+    with namespace.reached(f"service/{NAME}-simulator", 9000) as address:
         lines = httpx.get(
             f"{address}/ledger", params={"format": "jsonl", "limit": 100_000}, timeout=60
         ).text.splitlines()

@@ -89,7 +89,7 @@ def test_a_stream_of_ours_is_read_alike_at_any_split(chunked: list[int], read: l
 def test_a_stream_of_openais_is_read_alike_at_any_split(chunked: list[int], read: list[int], crlf: bool) -> None:  # noqa: FBT001
     answer = OpenAIStream()
     _feed(answer, _pieces(_http(_OPENAI.replace(b"\n", b"\r\n") if crlf else _OPENAI, chunked), read))
-    assert (len(answer.times), answer.done, answer.error) == (2, True, None)
+    assert (len(answer.times), answer.done, answer.error, answer.reusable) == (2, True, None, True)
     assert answer.usage is not None
     assert (answer.usage.completion_tokens, answer.usage.finish_reason) == (2, "stop")
 
