@@ -116,6 +116,16 @@ class Metrics:
                 else:
                     gauge.remove(*found.values())
 
+    def note_left(self, provider: str, resource: str, ratio: float | None) -> None:
+        """Show which part of a limit the provider says is left; None when that is over, and nothing is known.
+
+        Where processes share files of metrics all is said to be left then, as no label can be taken back.
+        """
+        if ratio is not None or "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            self.provider_remaining_ratio.labels(provider, resource).set(1 if ratio is None else ratio)
+        else:
+            self.provider_remaining_ratio.remove(provider, resource)
+
     def note_first_token(
         self, transport: Literal["sse", "ws"], since_request_s: float, others_s: float, *, trace_id: str | None = None
     ) -> None:
@@ -318,7 +328,8 @@ class Metrics:
         )
         self.provider_remaining_ratio = Gauge(
             "llm_api_provider_remaining_ratio",
-            "What part of its limit the provider last said is left, for the key and the model that have the least.",
+            "What part of its limit the provider last said is left, for the key and the model that have the least; "
+            "nothing once its window is over.",
             ["provider", "resource"],
             registry=registry,
             multiprocess_mode="livemin",
