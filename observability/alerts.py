@@ -180,6 +180,20 @@ CAUSES = (
         for_min=5,
     ),
     Alert(
+        "LLMAPIDeadlinesPassed",
+        "ticket",
+        share(
+            summed("rate", _CALLS, 'outcome="deadline_passed"', "10m", "provider"),
+            summed("rate", _CALLS, 'outcome!="cancelled"', "10m", "provider"),
+        )
+        + " > $share",
+        {"share": Threshold(0.2)},
+        "Callers' time is over before {{ $labels.provider }} answers",
+        "{{ $value | humanizePercentage }} of its calls end so: it may hang, and no other alert would tell.",
+        "llm-api-provider",
+        for_min=5,
+    ),
+    Alert(
         "LLMAPIProviderThrottling",
         "ticket",
         share(

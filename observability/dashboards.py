@@ -139,9 +139,10 @@ _REQUESTS_ROW = Row(
         ),
         Panel(
             "In flight",
-            "Requests being answered, by process.",
+            "Requests being answered, by family of routes.",
             "short",
-            _one(_gauge("sum", "llm_api_http_requests_in_flight", "instance"), "{{instance}}"),
+            _one(_gauge("sum", "llm_api_http_requests_in_flight", "family"), "{{family}}"),
+            stacked=True,
         ),
     ),
 )
@@ -178,6 +179,12 @@ _STREAMS_ROW = Row(
             "From first content to last, divided by the tokens after the first; of streams that came to their end.",
             "s",
             _quantiles("llm_api_time_per_output_token_seconds"),
+        ),
+        Panel(
+            "Longest gap within a stream",
+            "Between two pieces of an event stream that came to its end. Beyond 1 s a reader sees it stall.",
+            "s",
+            _quantiles("llm_api_stream_longest_gap_seconds"),
         ),
         Panel(
             "Our own time",
@@ -434,6 +441,12 @@ _PROCESS_ROW = Row(
             "How long requests wait for it.",
             "s",
             _quantiles("llm_api_rate_limiter_duration_seconds"),
+        ),
+        Panel(
+            "Redis: commands",
+            "How long they take from being sent, by family; those that fail too.",
+            "s",
+            _quantiles("llm_api_redis_command_seconds", "family", only=(0.5, 0.99)),
         ),
         Panel(
             "Redis: away",

@@ -138,23 +138,23 @@ async def open_resources(
         idempotency: IdempotencyStore
         ledger_store: LedgerStore
         if settings.redis.url is not None:
-            redis = await stack.enter_async_context(open_redis(settings.redis))
+            redis = await stack.enter_async_context(open_redis(settings.redis, metrics=metrics))
             tickets = RedisTicketStore(redis, ttl_s=settings.auth.ticket_ttl_s)
             stream_log = await stack.enter_async_context(
                 RedisStreamLog(
                     redis=redis, redis_settings=settings.redis, settings=settings.streams, metrics=metrics
                 ).opened()
             )
-            board = await stack.enter_async_context(RedisProbeBoard(settings.redis, clock).opened())
+            board = await stack.enter_async_context(RedisProbeBoard(settings.redis, clock, metrics=metrics).opened())
             idempotency = RedisIdempotencyStore(redis)
             job_store = await stack.enter_async_context(
-                RedisJobStore(redis=settings.redis, settings=settings.jobs).opened()
+                RedisJobStore(redis=settings.redis, settings=settings.jobs, metrics=metrics).opened()
             )
             batch_store = await stack.enter_async_context(
-                RedisBatchStore(redis=settings.redis, settings=settings.jobs).opened()
+                RedisBatchStore(redis=settings.redis, settings=settings.jobs, metrics=metrics).opened()
             )
             ledger_store = await stack.enter_async_context(
-                RedisLedgerStore(redis=settings.redis, settings=settings.usage).opened()
+                RedisLedgerStore(redis=settings.redis, settings=settings.usage, metrics=metrics).opened()
             )
             limiter = await stack.enter_async_context(
                 FallbackLimiter(

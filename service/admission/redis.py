@@ -163,7 +163,12 @@ class RedisLimiter:
         async with AsyncExitStack() as stack:
             reserving, settling = [
                 await stack.enter_async_context(
-                    open_redis(self._settings, patience_s=PATIENCE_S, max_connections=MAX_CONNECTIONS)
+                    open_redis(
+                        self._settings,
+                        metrics=self._metrics,
+                        patience_s=PATIENCE_S,
+                        max_connections=MAX_CONNECTIONS,
+                    )
                 )
                 for _ in range(2)
             ]

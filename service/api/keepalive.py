@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Sequence
 
 from starlette.types import Send
@@ -39,6 +40,9 @@ class Wire:
         self._comment: asyncio.Task[None] | None = None
         self._timer = self._loop.call_later(settings.headers_after_s, self._break_silence)
         """Runs whenever no comment is being written."""
+        self.longest_gap_s = 0.0
+        """Between two writes of events, in seconds; comments do not count."""
+        self._wrote_at = math.inf
         self.ended = False
         """Whether the terminal event was written."""
 
@@ -59,7 +63,10 @@ class Wire:
             await self._send({"type": "http.response.body", "body": events, "more_body": more})
         except OSError as error:
             raise ClientDisconnected from error
-        self._silent_since = self._time()
+        now = self._time()
+        if now - self._wrote_at > self.longest_gap_s:  # noqa: PLR1730 - max() would be a call more for each chunk
+            self.longest_gap_s = now - self._wrote_at
+        self._wrote_at = self._silent_since = now
 
     async def end(self, events: bytes) -> None:
         """Write the terminal event, which ends the response."""

@@ -79,7 +79,11 @@ class RequestMiddleware:
                 await serve(scope, receive, answer, resources.metrics)
 
     async def _serve_request(self, scope: Scope, receive: Receive, answer: "_Answer", metrics: Metrics) -> None:
-        metrics.in_flight.inc()
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        # The path is of the same family as the template of its route, and known before there is one.
+        family = family_of(route_path(scope), method)
+        in_flight = metrics.in_flight.labels(family)
+        in_flight.inc()
         try:
             await self._app(scope, receive, answer.send)
         except _DEPARTURES:
@@ -91,9 +95,8 @@ class RequestMiddleware:
                 raise  # the response has begun; the server closes the connection, which no client takes for an end
             await render_error(error, scope)(scope, receive, answer.send)
         finally:
-            metrics.in_flight.dec()
-            method = scope["method"] if scope["method"] in METHODS else "other"
-            duration_s = _account(scope, metrics, method, answer)
+            in_flight.dec()
+            duration_s = _account(scope, metrics, method, family, answer)
             metrics.observe(
                 metrics.http_duration.labels(_route_of(scope), method), duration_s, exemplar_of(scope.get(SPAN))
             )
@@ -117,7 +120,7 @@ class RequestMiddleware:
                 raise
         finally:
             # A handshake is a GET (RFC 6455 section 4.1). How long a socket stays open says nothing of how fast we are.
-            _account(scope, metrics, "GET", answer)
+            _account(scope, metrics, "GET", family_of(route_path(scope), "GET"), answer)
 
 
 class _Answer:
@@ -304,15 +307,13 @@ def _defect(exc: Exception, scope: Scope, metrics: Metrics, *, place: str) -> In
     return InternalError(f"a defect of the service; quote {scope['request_id']}")
 
 
-def _account(scope: Scope, metrics: Metrics, method: str, answer: _Answer) -> float:
+def _account(scope: Scope, metrics: Metrics, method: str, family: str, answer: _Answer) -> float:
     """Count and log one request that is over; return how long it took, in seconds."""
     duration_s = time.monotonic() - answer.began_at
     route = _route_of(scope)
     code = int(answer.status) or CLIENT_LEFT
     metrics.http_requests.labels(route, method, str(code)).inc()
     if route not in PROBES and code != HTTPStatus.SWITCHING_PROTOCOLS:  # a socket's generations count one by one
-        # What is refused before it is routed, as during a stop, was asked of a family all the same.
-        family = family_of(route_path(scope) if route == UNMATCHED else route, method)
         metrics.requests_ended.labels(family, fault_of(scope, code)).inc()
     context: RequestContext | None = scope.get(CONTEXT)
     if context is not None and code == HTTPStatus.OK and OUTCOME not in scope:

@@ -8,6 +8,7 @@ from typing import Final
 from starlette.types import Scope
 
 from service.domain.trace import Span, TraceContext, Tracing, Value
+from service.errors import ServiceError
 from service.telemetry import semconv
 
 SPAN: Final = "llm_api.span"
@@ -88,9 +89,12 @@ def begin_generation(tracing: Tracing, scope: Scope, request_id: str) -> Span:
     )
 
 
-def end_generation(span: Span, outcome: str) -> None:
-    """End it."""
+def end_generation(span: Span, outcome: str, error: ServiceError | None, *, has_begun: bool) -> None:
+    """End it, as a request over HTTP that fails so: by the error's status until there was content."""
     span.set({semconv.OUTCOME: outcome})
-    if outcome == "error":
-        span.fail(STREAM_FAILED)
+    if has_begun:
+        if outcome == "error":
+            span.fail(STREAM_FAILED)
+    elif error is not None and error.status >= SERVER_FAULT:
+        span.fail(str(int(error.status)))
     span.end()

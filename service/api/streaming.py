@@ -115,8 +115,13 @@ class EventStreamResponse(Response, Generic[T]):
             scope[OUTCOME] = self._outcome
             if self._fault is not None:
                 scope[FAULT] = self._fault
-            resources.metrics.stream_ends.labels("sse", self._outcome).inc()
+            self._count_end(resources.metrics, wire)
             await wire.close()
+
+    def _count_end(self, metrics: Metrics, wire: Wire) -> None:
+        metrics.stream_ends.labels("sse", self._outcome).inc()
+        if self._outcome == "complete" and self._tells_first_token:
+            metrics.stream_longest_gap.observe(wire.longest_gap_s)
 
     def _outcome_of_end(self) -> Outcome:
         """Say how a stream went that came to its end."""

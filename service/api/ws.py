@@ -302,30 +302,29 @@ class SocketSession:
             span=None if tracing is None else begin_generation(tracing, self._socket.scope, request_id),
         )
         reason = ""
+        failure: ServiceError | None = None
         self._metrics.streams_active.labels("ws").inc()
         try:
             await self._generate(message, context)
             reason = "complete"
             self._metrics.requests_ended.labels("ws", "none").inc()
         except ServiceError as error:
-            reason = "error"
+            reason, failure = "error", error
             self._running[message.id].ending = True
             await self._send_error(message.id, error, context.request_id)
         except asyncio.CancelledError:
             cut = self._running[message.id].cut
             if cut is None:
                 raise
-            reason = cut.code
+            reason, failure = cut.code, cut
             await self._send_error(message.id, cut, context.request_id)
         except WebSocketDisconnect:
             return
         except Exception:  # the outer edge of the task: a defect must not leave a generation without its end
-            reason = "error"
+            reason, failure = "error", InternalError("the generation failed by a defect of the service")
             logger.exception("generation on a socket failed by a defect", extra=context.log_fields)
             self._metrics.unhandled_errors.labels("websocket").inc()
-            await self._send_error(
-                message.id, InternalError("the generation failed by a defect of the service"), context.request_id
-            )
+            await self._send_error(message.id, failure, context.request_id)
         finally:
             if not reason:
                 reason = self._socket.scope[OUTCOME] = departure(self._socket.scope)
@@ -333,7 +332,8 @@ class SocketSession:
             self._metrics.streams_active.labels("ws").dec()
             self._metrics.stream_ends.labels("ws", reason).inc()
             if context.span is not None:
-                end_generation(context.span, reason)
+                has_begun = context.timings.first_content is not None
+                end_generation(context.span, reason, failure, has_begun=has_begun)
 
     async def _generate(self, message: GenerateMessage | ChatMessage, context: RequestContext) -> None:
         await self._send(

@@ -183,6 +183,11 @@ class _Bucket:
             return lapses_s
         return 0.0 if self.asked_at is None else min(LISTEN_S, max(0.0, self.asked_at + ASK_S - now))
 
+    @property
+    def told_until(self) -> float:
+        """When it would be full again, if nothing else is sent; the word is good for a while in any case."""
+        return max(self.heard_at + LAPSE_S, self.at + (self.limit - self.level) / self.per_s)
+
     def level_at(self, now: float) -> float:
         return min(self.limit, self.level + (now - self.at) * self.per_s)
 
@@ -269,9 +274,9 @@ class Allowance:
         """Whether there was news lately."""
         return any(now - bucket.heard_at < LAPSE_S for bucket in self._buckets.values())
 
-    def ratios(self) -> Mapping[Resource, float]:
-        """Return which part of each limit was left, by the vendor's last word."""
-        return {resource: bucket.ratio for resource, bucket in self._buckets.items()}
+    def ratios(self, now: float) -> Mapping[Resource, float]:
+        """Return which part of each limit was left, by the vendor's last word, where that is not over by now."""
+        return {resource: bucket.ratio for resource, bucket in self._buckets.items() if now < bucket.told_until}
 
 
 def refill_per_s(left: Left) -> float:

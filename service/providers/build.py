@@ -1,18 +1,22 @@
 """Opens a provider by its settings; the one place that knows all kinds."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
 from service.config import ProviderKind, ProviderSettings
+from service.domain.background import in_background
 from service.domain.clock import Clock
-from service.providers.allowance import Resource
 from service.providers.anthropic import open_anthropic
 from service.providers.base import Provider
 from service.providers.keys import KeyRing
 from service.providers.local import STOP_STRINGS
 from service.providers.openai import open_openai
 from service.telemetry.metrics import Metrics
+
+TELL_S = 15.0
+"""How often is looked for what is over while no answer comes: as often as most are scraped."""
 
 
 @asynccontextmanager
@@ -34,12 +38,15 @@ async def open_provider(
         clock=clock,
         forgiving=not settings.breaker.enabled,
         on_dead=None if metrics is None else partial(_tell_dead, metrics, name),
-        on_left=None if metrics is None else partial(_tell_left, metrics, name),
+        on_left=None if metrics is None else partial(metrics.note_left, name),
         on_files=None if metrics is None else partial(metrics.note_key_file, "provider_keys", name),
     )
     if metrics is not None:
         metrics.provider_keys_dead.labels(name)  # as it stands: the provider before this one may still be in its place
     async with AsyncExitStack() as stack:
+        if metrics is not None:
+            telling = in_background(_tell_on(keys, TELL_S), name=f"tell what is left at {name}")
+            await stack.enter_async_context(telling)
         if settings.kind is ProviderKind.ANTHROPIC:
             yield await stack.enter_async_context(open_anthropic(name, settings, keys=keys))
             return
@@ -62,5 +69,7 @@ def _tell_dead(metrics: Metrics, provider: str, count: int) -> None:
     metrics.provider_keys_dead.labels(provider).set(count)
 
 
-def _tell_left(metrics: Metrics, provider: str, resource: Resource, ratio: float) -> None:
-    metrics.provider_remaining_ratio.labels(provider, resource).set(ratio)
+async def _tell_on(keys: KeyRing, every_s: float) -> None:
+    while True:
+        await asyncio.sleep(every_s)
+        keys.tell_left()

@@ -127,7 +127,7 @@ class KeyRing:
         clock: Clock,
         forgiving: bool = False,
         on_dead: Callable[[int], None] | None = None,
-        on_left: Callable[[Resource, float], None] | None = None,
+        on_left: Callable[[Resource, float | None], None] | None = None,
         on_files: Callable[[bool], None] | None = None,
     ) -> None:
         """``forgiving`` leaves no key alone; ``on_dead`` is told how many are dead whenever that changes.
@@ -135,7 +135,7 @@ class KeyRing:
         ``on_files`` is told, whenever the files were looked at, whether all of them hold the key that is in use.
 
         ``on_left`` is told, once a second at most, of each limit that the provider tells of, which part is left: by its
-        last words, and for the key and the model that have the least.
+        last words, and for the key and the model that have the least; None when the last of these words is over.
         """
         self._provider = provider
         self._given = tuple(key.get_secret_value() for key in keys)
@@ -146,6 +146,8 @@ class KeyRing:
         self._on_left = on_left
         self._on_files = on_files
         self._next_tell = -math.inf
+        self._told: set[Resource] = set()
+        """What ``on_left`` was told a part of."""
         self._dead = 0
         self._turn = -1
         """The place of the key that was given out last."""
@@ -229,6 +231,9 @@ class KeyRing:
             self._on_dead(0)
         if self._on_files is not None:
             self._on_files(True)  # noqa: FBT003 - a callback has no names
+        if self._on_left is not None:
+            for resource in self._told:
+                self._on_left(resource, None)
         self._on_dead = self._on_left = self._on_files = None
 
     def mark(self, key: ProviderKey, upstream_model: str) -> Mark | None:
@@ -244,6 +249,11 @@ class KeyRing:
         if self._on_left is not None and now >= self._next_tell:
             self._next_tell = now + TELL_S
             self._tell_left(self._on_left, now)
+
+    def tell_left(self) -> None:
+        """Tell what is left also while no answer comes: what was said is over with the vendor's window."""
+        if self._on_left is not None:
+            self._tell_left(self._on_left, self._clock.monotonic())
 
     def note(self, key: ProviderKey, upstream_model: str, error: UpstreamError) -> None:
         """Take note of how a call with a key failed."""
@@ -308,17 +318,16 @@ class KeyRing:
             if self._on_dead is not None:
                 self._on_dead(dead)
 
-    def _tell_left(self, on_left: Callable[[Resource, float], None], now: float) -> None:
-        known = [
-            allowance.ratios()
-            for standing in self._in_turn
-            for allowance in standing.allowances.values()
-            if allowance.is_known(now)
-        ]
+    def _tell_left(self, on_left: Callable[[Resource, float | None], None], now: float) -> None:
+        known = [allowance.ratios(now) for standing in self._in_turn for allowance in standing.allowances.values()]
         for resource in RESOURCES:
             ratios = [ratio[resource] for ratio in known if resource in ratio]
             if ratios:
+                self._told.add(resource)
                 on_left(resource, min(ratios))
+            elif resource in self._told:
+                self._told.discard(resource)
+                on_left(resource, None)
 
     def _follow_files(self, now: float) -> None:
         self._next_check = now + CHECK_INTERVAL_S

@@ -14,6 +14,7 @@ from service.domain.clock import Clock
 from service.domain.probe import Evidence, Outcome, Probe, Sight, Subject
 from service.errors import StoreUnavailable
 from service.storage.redis import StoreOutage, close_redis, redis_client, redis_errors
+from service.telemetry.metrics import Metrics
 
 KEY_PREFIX = "llm-api:probe:"
 PATIENCE_S = 1.0
@@ -157,9 +158,9 @@ class RedisProbeBoard:
     that time is told to the others when the store is back.
     """
 
-    def __init__(self, settings: RedisSettings, clock: Clock) -> None:
+    def __init__(self, settings: RedisSettings, clock: Clock, *, metrics: Metrics | None = None) -> None:
         self._clock = clock
-        self._client: Redis = redis_client(settings, patience_s=PATIENCE_S, max_connections=4)
+        self._client: Redis = redis_client(settings, metrics=metrics, patience_s=PATIENCE_S, max_connections=4)
         self._look = self._client.register_script(_LOOK)
         self._publish = self._client.register_script(_PUBLISH)
         self._own = MemoryProbeBoard(clock)

@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from service.config import RedisSettings
 from service.errors import StoreUnavailable
+from service.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -30,13 +31,63 @@ _PASSING = re.compile(
     r"\b(READONLY|LOADING|OOM|NOAUTH|NOPERM|CLUSTERDOWN|BUSY|MISCONF|MASTERDOWN|NOREPLICAS|TRYAGAIN|MOVED|ASK|UNKILLABLE)\b"
 )
 """What a server says that refuses for a time, or by its configuration."""
+_FAMILIES = {
+    **dict.fromkeys(("EVAL", "EVALSHA", "EVALSHA_RO", "FCALL", "SCRIPT LOAD"), "script"),
+    **dict.fromkeys(
+        (
+            "EXISTS",
+            "GET",
+            "GETRANGE",
+            "HGET",
+            "HGETALL",
+            "HLEN",
+            "HMGET",
+            "MGET",
+            "PTTL",
+            "STRLEN",
+            "TTL",
+            "ZCARD",
+            "ZCOUNT",
+            "ZRANGE",
+            "ZSCORE",
+        ),
+        "read",
+    ),
+    **dict.fromkeys(
+        (
+            "DEL",
+            "EXPIRE",
+            "GETDEL",
+            "HDEL",
+            "HSET",
+            "INCR",
+            "PEXPIRE",
+            "PERSIST",
+            "PUBLISH",
+            "SADD",
+            "SET",
+            "SETEX",
+            "SREM",
+            "UNLINK",
+            "ZADD",
+            "ZREM",
+        ),
+        "write",
+    ),
+    **dict.fromkeys(("XADD", "XDEL", "XINFO STREAM", "XLEN", "XRANGE", "XREAD", "XREVRANGE", "XTRIM"), "stream"),
+}
+"""Of the commands that are in use: ``service.telemetry.metrics.REDIS_COMMANDS``."""
 CONNECT_FACTOR = 5
 """A new connection may take so many times ``redis.timeout_s``: TCP, TLS and a greeting are several round trips."""
 
 
 @asynccontextmanager
 async def open_redis(
-    settings: RedisSettings, *, patience_s: float = 0.0, max_connections: int = MAX_CONNECTIONS
+    settings: RedisSettings,
+    *,
+    metrics: Metrics | None = None,
+    patience_s: float = 0.0,
+    max_connections: int = MAX_CONNECTIONS,
 ) -> AsyncIterator[Redis]:
     """Open a pool of connections to ``redis.url``, which must be set; it connects with the first command.
 
@@ -44,15 +95,21 @@ async def open_redis(
     pipeline as a whole, ends after ``timeout_s``, or after six times that when it needs a new connection. What works in
     the background, with nobody waiting for it, gives each command ``patience_s`` more, and as much for its connection.
     """
-    client = redis_client(settings, patience_s=patience_s, max_connections=max_connections)
+    client = redis_client(settings, metrics=metrics, patience_s=patience_s, max_connections=max_connections)
     try:
         yield client
     finally:
         await close_redis(client)
 
 
-def redis_client(settings: RedisSettings, *, patience_s: float = 0.0, max_connections: int = MAX_CONNECTIONS) -> Redis:
-    """Make what ``open_redis`` opens, to be closed by ``close_redis``."""
+def redis_client(
+    settings: RedisSettings,
+    *,
+    metrics: Metrics | None = None,
+    patience_s: float = 0.0,
+    max_connections: int = MAX_CONNECTIONS,
+) -> Redis:
+    """Make what ``open_redis`` opens, to be closed by ``close_redis``; ``metrics`` tell how long commands take."""
     if settings.url is None:
         raise ValueError("redis.url is not set")
     pool = _Pool.from_url(
@@ -66,7 +123,7 @@ def redis_client(settings: RedisSettings, *, patience_s: float = 0.0, max_connec
         retry=Retry(NoBackoff(), 0),
         protocol=2,
     )
-    return _Client(settings.timeout_s + patience_s, pool)
+    return _Client(settings.timeout_s + patience_s, pool, metrics)
 
 
 async def close_redis(client: Redis) -> None:
@@ -181,38 +238,64 @@ class _Client(Redis):
     went on as if nothing had been asked; bounded from outside, none.
     """
 
-    def __init__(self, timeout_s: float, pool: BlockingConnectionPool) -> None:
+    def __init__(self, timeout_s: float, pool: BlockingConnectionPool, metrics: Metrics | None) -> None:
         super().__init__(connection_pool=pool)
         self._timeout_s = timeout_s
+        self._metrics = metrics
 
     @override
     async def _send_command_parse_response(
         self, conn: AbstractConnection, command_name: str, *args: Any, **options: Any
     ) -> Any:
-        async with asyncio.timeout(self._timeout_s), _left_if_read_only(conn):
-            return await super()._send_command_parse_response(conn, command_name, *args, **options)  # type: ignore[no-untyped-call]
+        with _timed(self._metrics, _family_of(command_name, args)):
+            async with asyncio.timeout(self._timeout_s), _left_if_read_only(conn):
+                return await super()._send_command_parse_response(conn, command_name, *args, **options)  # type: ignore[no-untyped-call]
 
     @override
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
-        return _Pipeline(self._timeout_s, self.connection_pool, self.response_callbacks, transaction, shard_hint)
+        return _Pipeline(
+            self._timeout_s, self._metrics, self.connection_pool, self.response_callbacks, transaction, shard_hint
+        )
 
 
 class _Pipeline(Pipeline):
     """Bounds the time of all its commands together: the library sends them without asking the client."""
 
-    def __init__(self, timeout_s: float, *arguments: Any) -> None:
+    def __init__(self, timeout_s: float, metrics: Metrics | None, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._timeout_s = timeout_s
+        self._metrics = metrics
 
     @override
     async def _execute_pipeline(self, connection: Connection, *arguments: Any) -> Any:
-        async with asyncio.timeout(self._timeout_s), _left_if_read_only(connection) as look:
-            return look(await super()._execute_pipeline(connection, *arguments))
+        with _timed(self._metrics, "pipeline"):
+            async with asyncio.timeout(self._timeout_s), _left_if_read_only(connection) as look:
+                return look(await super()._execute_pipeline(connection, *arguments))
 
     @override
     async def _execute_transaction(self, connection: Connection, *arguments: Any) -> Any:
-        async with asyncio.timeout(self._timeout_s), _left_if_read_only(connection) as look:
-            return look(await super()._execute_transaction(connection, *arguments))
+        with _timed(self._metrics, "pipeline"):
+            async with asyncio.timeout(self._timeout_s), _left_if_read_only(connection) as look:
+                return look(await super()._execute_transaction(connection, *arguments))
+
+
+@contextmanager
+def _timed(metrics: Metrics | None, family: str | None) -> Iterator[None]:
+    """Measure what is asked within the block, however it ends; without a family nothing."""
+    if metrics is None or family is None:
+        yield
+        return
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        metrics.redis_commands.labels(family).observe(time.monotonic() - began)
+
+
+def _family_of(command: str, arguments: tuple[Any, ...]) -> str | None:
+    """Return under which of ``REDIS_COMMANDS`` a command is told of; None for one that waits by intention."""
+    family = _FAMILIES.get(command.upper(), "other")
+    return None if family == "stream" and b"BLOCK" in arguments else family
 
 
 @asynccontextmanager

@@ -21,6 +21,7 @@ from service.domain.idempotency import other_body
 from service.domain.job import queue_full
 from service.storage.redis import close_redis, redis_client, redis_errors, script_errors
 from service.storage.redis_jobs import PREFIX, SCRIPT
+from service.telemetry.metrics import Metrics
 
 PATIENCE_S = 5.0
 """What each command has beyond ``redis.timeout_s``: hundreds of lines go in one."""
@@ -43,8 +44,11 @@ _NOT_DONE = {
 class RedisBatchStore:
     """Obeys :class:`service.engine.batches.BatchStore` for all processes over one store."""
 
-    def __init__(self, *, redis: RedisSettings, settings: JobSettings, prefix: str = PREFIX) -> None:
+    def __init__(
+        self, *, redis: RedisSettings, settings: JobSettings, metrics: Metrics | None = None, prefix: str = PREFIX
+    ) -> None:
         self._settings = redis
+        self._metrics = metrics
         self._queue_max = settings.queue_max
         self._kept_ms = _ms(settings.result_ttl_s)
         self._prefix = prefix
@@ -54,7 +58,9 @@ class RedisBatchStore:
     @asynccontextmanager
     async def opened(self) -> AsyncIterator["RedisBatchStore"]:
         """Give the store, over connections of its own."""
-        client = redis_client(self._settings, patience_s=PATIENCE_S, max_connections=MAX_CONNECTIONS)
+        client = redis_client(
+            self._settings, metrics=self._metrics, patience_s=PATIENCE_S, max_connections=MAX_CONNECTIONS
+        )
         self._client = client
         self._script = client.register_script(SCRIPT)
         try:

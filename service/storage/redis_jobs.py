@@ -32,6 +32,7 @@ from service.domain.job import (
 )
 from service.domain.principal import Priority
 from service.storage.redis import close_redis, redis_client, script_errors
+from service.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -64,10 +65,17 @@ class RedisJobStore:
     """Obeys :class:`service.engine.jobs.JobStore` for all processes over one store."""
 
     def __init__(
-        self, *, redis: RedisSettings, settings: JobSettings, prefix: str = PREFIX, away_s: float | None = None
+        self,
+        *,
+        redis: RedisSettings,
+        settings: JobSettings,
+        metrics: Metrics | None = None,
+        prefix: str = PREFIX,
+        away_s: float | None = None,
     ) -> None:
         self._redis = redis
         self._settings = settings
+        self._metrics = metrics
         self._prefix = prefix
         self._away_s = min(AWAY_S, settings.lease_s / 2) if away_s is None else away_s
         self._script: AsyncScript | None = None
@@ -75,7 +83,9 @@ class RedisJobStore:
     @asynccontextmanager
     async def opened(self) -> AsyncIterator["RedisJobStore"]:
         """Give the store, over connections of its own."""
-        client: Redis = redis_client(self._redis, patience_s=PATIENCE_S, max_connections=MAX_CONNECTIONS)
+        client: Redis = redis_client(
+            self._redis, metrics=self._metrics, patience_s=PATIENCE_S, max_connections=MAX_CONNECTIONS
+        )
         self._script = client.register_script(SCRIPT)
         try:
             yield self

@@ -18,6 +18,7 @@ from service.domain.usage_record import UsageRecord
 from service.errors import StoreUnavailable
 from service.storage.redis import close_redis, redis_client, redis_errors, script_errors
 from service.storage.usage_json import record_as_json, record_of_json, record_or_not
+from service.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +34,12 @@ SKEW_S = 60.0
 class RedisLedgerStore:
     """Obeys :class:`service.engine.ledger_writer.LedgerStore` for all processes over one store."""
 
-    def __init__(self, *, redis: RedisSettings, settings: UsageSettings, prefix: str = PREFIX) -> None:
+    def __init__(
+        self, *, redis: RedisSettings, settings: UsageSettings, metrics: Metrics | None = None, prefix: str = PREFIX
+    ) -> None:
         self._redis = redis
         self._settings = settings
+        self._metrics = metrics
         self.prefix = prefix
         self._keys = [f"{prefix}drafts", f"{prefix}records"]
         self._about = f"{prefix}about"
@@ -47,7 +51,7 @@ class RedisLedgerStore:
     @asynccontextmanager
     async def opened(self) -> AsyncIterator["RedisLedgerStore"]:
         """Give the store, over connections of its own."""
-        client: Redis = redis_client(self._redis, max_connections=MAX_CONNECTIONS)
+        client: Redis = redis_client(self._redis, metrics=self._metrics, max_connections=MAX_CONNECTIONS)
         self._client = client
         self._script: AsyncScript = client.register_script(SCRIPT)
         try:

@@ -46,8 +46,10 @@ class RedisStreamLog:
         self._redis = redis
         self._kept_ms = round(settings.kept_s * 1_000)
         patience_s = min(PATIENCE_S, settings.lease_s / 3)
-        self._write_client = redis_client(redis_settings, patience_s=patience_s, max_connections=2)
-        self._read_client = redis_client(redis_settings, patience_s=BLOCK_S + patience_s, max_connections=1)
+        self._write_client = redis_client(redis_settings, metrics=metrics, patience_s=patience_s, max_connections=2)
+        self._read_client = redis_client(
+            redis_settings, metrics=metrics, patience_s=BLOCK_S + patience_s, max_connections=1
+        )
         self._writer = StreamWriter(client=self._write_client, owner=self.owner, settings=settings, metrics=metrics)
         self._tail = StreamTail(client=self._read_client, settings=settings, metrics=metrics)
 

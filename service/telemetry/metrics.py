@@ -25,6 +25,10 @@ QUEUE_POSITIONS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
 LIMITER_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 """Seconds; ``redis.timeout_s`` is 0.05 unless set otherwise."""
 
+REDIS_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2)
+"""Seconds. What works in the background is more patient than requests are."""
+GAP_BUCKETS_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60)
+"""Seconds between two pieces of a stream; one that lasts for more than 1 is seen as a stall."""
 OVERHEAD_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
 """Seconds of our own; the objective is 0.05."""
 UPSTREAM_BUCKETS_S = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
@@ -49,6 +53,8 @@ FAMILIES = (
     "other",
 )
 """Of routes, as ``service.api.outcome`` tells them apart."""
+REDIS_COMMANDS = ("script", "pipeline", "read", "write", "stream", "other")
+"""Families of them."""
 SCOPES = ("key", "user", "model", "provider")
 RESOURCES = ("requests", "tokens", "concurrency", "usd")
 """Whose limits there are, and of what."""
@@ -109,6 +115,16 @@ class Metrics:
                     gauge.labels(**found).set(value)
                 else:
                     gauge.remove(*found.values())
+
+    def note_left(self, provider: str, resource: str, ratio: float | None) -> None:
+        """Show which part of a limit the provider says is left; None when that is over, and nothing is known.
+
+        Where processes share files of metrics all is said to be left then, as no label can be taken back.
+        """
+        if ratio is not None or "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            self.provider_remaining_ratio.labels(provider, resource).set(1 if ratio is None else ratio)
+        else:
+            self.provider_remaining_ratio.remove(provider, resource)
 
     def note_first_token(
         self, transport: Literal["sse", "ws"], since_request_s: float, others_s: float, *, trace_id: str | None = None
@@ -184,7 +200,8 @@ class Metrics:
         )
         self.in_flight = Gauge(
             "llm_api_http_requests_in_flight",
-            "HTTP requests being answered.",
+            "HTTP requests being answered, streams included, by family of routes.",
+            ["family"],
             registry=registry,
             multiprocess_mode="livesum",
         )
@@ -199,6 +216,13 @@ class Metrics:
             "llm_api_stream_ends_total",
             "Streams ended, by how: complete, client_disconnect, slow_client, error, cancelled or draining.",
             ["transport", "reason"],
+            registry=registry,
+        )
+        self.stream_longest_gap = Histogram(
+            "llm_api_stream_longest_gap_seconds",
+            "Of event streams that came to their end: the longest time between two pieces of content, or the last one "
+            "and the end, handed to the socket.",
+            buckets=GAP_BUCKETS_S,
             registry=registry,
         )
         self.time_to_first_token = Histogram(
@@ -304,7 +328,8 @@ class Metrics:
         )
         self.provider_remaining_ratio = Gauge(
             "llm_api_provider_remaining_ratio",
-            "What part of its limit the provider last said is left, for the key and the model that have the least.",
+            "What part of its limit the provider last said is left, for the key and the model that have the least; "
+            "nothing once its window is over.",
             ["provider", "resource"],
             registry=registry,
             multiprocess_mode="livemin",
@@ -559,6 +584,14 @@ class Metrics:
             buckets=LAG_BUCKETS_S,
             registry=registry,
         )
+        self.redis_commands = Histogram(
+            "llm_api_redis_command_seconds",
+            "How long commands to Redis took from being sent, failed ones included, by family: script, pipeline, read, "
+            "write, stream (but for waits for what is not there yet) or other.",
+            ["family"],
+            buckets=REDIS_BUCKETS_S,
+            registry=registry,
+        )
         self.config_reload_failures = Counter(
             "llm_api_config_reload_failures_total",
             "Changes of the configuration file that could not be used, and were passed over.",
@@ -591,6 +624,8 @@ class Metrics:
         streams = ("sse", "ws")
         ends = ("complete", "error", "cancelled", "draining")
         closed: tuple[tuple[Counter | Gauge | Histogram, tuple[Sequence[str], ...]], ...] = (
+            (self.in_flight, (FAMILIES,)),
+            (self.redis_commands, (REDIS_COMMANDS,)),
             (self.streams_active, (streams,)),
             (self.time_to_first_token, (streams,)),
             (self.overhead, ((*streams, "http"),)),

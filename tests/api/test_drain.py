@@ -190,9 +190,9 @@ async def test_an_upload_that_outlasts_the_stop_is_a_503() -> None:
 
         request = asyncio.create_task(api.client.post("/generate", content=body()))
         await begun.wait()
-        await until(lambda: api.value("llm_api_http_requests_in_flight") == 1)
+        await until(lambda: api.in_flight == 1)
         await api.resources.drain.run()
-        await until(lambda: api.value("llm_api_http_requests_in_flight") == 0)
+        await until(lambda: api.in_flight == 0)
         assert api.value("llm_api_http_requests_total", route="/generate", method="POST", code="503") == 1
         request.cancel()
         await asyncio.gather(request, return_exceptions=True)

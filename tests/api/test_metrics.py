@@ -1,5 +1,6 @@
 """What is counted: each thing once, under labels that no caller can make more of."""
 
+import asyncio
 import random
 import string
 from collections.abc import AsyncIterator
@@ -48,7 +49,34 @@ async def test_each_request_counts_once_by_its_route(api: FakeApp) -> None:
         ("/health", "GET", "200"): 1,
     }
     assert api.value("llm_api_http_request_duration_seconds_count", route="/generate", method="POST") == 2
-    assert api.value("llm_api_http_requests_in_flight") == 0
+    assert api.in_flight == 0
+
+
+async def test_requests_in_flight_are_told_by_family(api: FakeApp) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'{"prompt":'
+        begun.set()
+        await go_on.wait()
+        yield b'"x"}'
+
+    request = asyncio.create_task(api.client.post("/generate", content=body()))
+    await begun.wait()
+    await until(lambda: api.value("llm_api_http_requests_in_flight", family="generate") == 1)
+    assert api.in_flight == 1
+    go_on.set()
+    assert (await request).status_code == 200
+    assert api.in_flight == 0
+
+
+async def test_an_event_stream_tells_its_longest_gap_once(api: FakeApp) -> None:
+    await api.client.get("/stream", params={"prompt": "x"})
+    assert api.value("llm_api_stream_longest_gap_seconds_count") == 1
+    api.provider.script = Script(pieces=("a", UpstreamUnavailable("gone")))
+    await api.client.get("/stream", params={"prompt": "x"})
+    assert api.ends("sse") == {"complete": 1, "error": 1}
+    assert api.value("llm_api_stream_longest_gap_seconds_count") == 1, "one that breaks off tells nothing"
 
 
 async def test_upstream_calls_count_by_outcome_and_tokens_by_type(api: FakeApp) -> None:

@@ -80,7 +80,7 @@ async def nobody_is_left(api: FakeApp, call: FakeCall) -> None:
     """Wait until the call and the request are over, and show that neither counts as a failure."""
     await soon(call.closed)
     assert call.cancelled
-    await until(lambda: api.value("llm_api_http_requests_in_flight") == 0)
+    await until(lambda: api.in_flight == 0)
     for place in ("http", "stream", "websocket", "job", "readiness"):
         assert api.value("llm_api_unhandled_errors_total", place=place) == 0
 
@@ -135,7 +135,7 @@ async def test_pieces_arrive_one_by_one_and_the_end_is_no_disconnect(
             call.step()
         rest = b"".join([piece async for piece in pieces])
     assert b"world" not in rest
-    await until(lambda: api.value("llm_api_http_requests_in_flight") == 0)
+    await until(lambda: api.in_flight == 0)
     assert api.ends("sse") == {"complete": 1}
     assert not call.cancelled
 
@@ -151,9 +151,9 @@ async def test_leaving_in_the_middle_of_an_upload_is_no_failure(api: FakeApp, pa
 
     request = asyncio.create_task(api.client.post(path, content=body()))
     await soon(begun)
-    await until(lambda: api.value("llm_api_http_requests_in_flight") == 1)
+    await until(lambda: api.in_flight == 1)
     await hang_up(request)
-    await until(lambda: api.value("llm_api_http_requests_in_flight") == 0)
+    await until(lambda: api.in_flight == 0)
     assert api.value("llm_api_unhandled_errors_total", place="http") == 0
     assert api.value("llm_api_http_requests_total", route=path, method="POST", code="499") == 1
     assert api.provider.calls == []

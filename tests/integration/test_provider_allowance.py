@@ -163,3 +163,12 @@ async def test_a_process_that_wants_three_times_the_quota_is_hardly_ever_refused
     assert asked > 3 * (there_was - QUOTA)
     assert statuses[429] <= 0.01 * served
     assert served >= 0.9 * there_was
+
+
+def test_what_is_over_is_no_longer_in_the_metrics() -> None:
+    metrics = Metrics(CollectorRegistry())
+    labels = {"provider": "up", "resource": "requests"}
+    metrics.note_left("up", "requests", 0.05)
+    assert metrics.registry.get_sample_value("llm_api_provider_remaining_ratio", labels) == 0.05
+    metrics.note_left("up", "requests", None)
+    assert metrics.registry.get_sample_value("llm_api_provider_remaining_ratio", labels) is None

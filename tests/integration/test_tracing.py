@@ -341,6 +341,21 @@ async def test_embeddings_are_an_operation_of_their_own(collector: Collector) ->
     assert "gen_ai.request.stream" not in call.attributes
 
 
+async def test_failure_on_a_socket_is_what_it_would_be_over_http(collector: Collector) -> None:
+    cut = Answer([event("a")], ending="cut")
+    async with scripted_upstream(UNAVAILABLE, REJECTED, cut) as upstream, served(settings_over(upstream)) as (live, _):
+        address = live.base_url.replace("http", "ws") + "/ws"
+        async with connect(address, proxy=None) as connection:
+            for number, model in enumerate(("gpt", "gpt", "gpt", "none")):
+                ask = {"type": "generate", "id": str(number), "prompt": PROMPT, "model": model}
+                await connection.send(json.dumps(ask))
+                while json.loads(await connection.recv())["type"] != "error":
+                    pass
+    spans = collector.named("WS /ws")
+    assert [one.status for one in spans] == [ERROR, UNSET, ERROR, UNSET]
+    assert [one.attributes.get("error.type") for one in spans] == ["502", None, "stream_failed", None]
+
+
 async def test_each_generation_on_a_socket_is_a_request(collector: Collector) -> None:
     async with scripted_upstream(STREAM) as upstream, served(settings_over(upstream)) as (live, _):
         address = live.base_url.replace("http", "ws") + "/ws"

@@ -282,6 +282,7 @@ CASES: dict[str, Callable[[Alert], Iterator[Case]]] = {
     "LLMAPIJobsStuck": _level(f"llm_api_jobs_oldest_wait_seconds{{{N}}}", 901, 899),
     "LLMAPISpendAnomaly": _spending,
     "LLMAPIProviderErrors": _ratio(_CALLS, f'{_P},outcome="upstream_timeout"', f'{_P},outcome="ok"', 10),
+    "LLMAPIDeadlinesPassed": _ratio(_CALLS, f'{_P},outcome="deadline_passed"', f'{_P},outcome="ok"', 10),
     "LLMAPIProviderThrottling": _ratio(_CALLS, f'{_P},outcome="upstream_throttled"', f'{_P},outcome="ok"', 15),
     "LLMAPIProviderAllowanceLow": _level(f'llm_api_provider_remaining_ratio{{{N},{_P},resource="tokens"}}', 0.09, 0.11),
     "LLMAPICircuitOpen": _level(f'llm_api_upstream_breakers_open{{{N},{_P},model="m"}}', 1, 0),

@@ -314,6 +314,9 @@ class _Round:
             await self._ask(f"bad-{fault.partition(';')[0]};fault={fault}")
         await self._ask("busy;fault=529")
         await self._stream("bad-late;fault=stall")
+        hurried = {"prompt": "Hello", "model": "bad-slow;ttft_ms=900"}
+        within = {"x-request-timeout-ms": "300"}
+        self._note("hurried", (await self._client.post("/generate", json=hurried, headers=within)).json().get("code"))
         await self._stream("bad-cut;fault=cut;after_chunks=3")
         await self._ask("refused;fault=401")
         for _ in range(int(RESERVE) + 1):

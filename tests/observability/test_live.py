@@ -108,6 +108,7 @@ def test_the_scene_had_every_outcome(scene: Scene) -> None:
         "upstream_overloaded",
         "upstream_unavailable",
         "upstream_timeout",
+        "deadline_passed",
         "upstream_invalid_response",
         "upstream_misconfigured",
     ):

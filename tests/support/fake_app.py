@@ -63,6 +63,12 @@ class FakeApp:
         """Return a sample of the registry; 0 where it was never touched."""
         return self.resources.metrics.registry.get_sample_value(metric, labels) or 0.0
 
+    @property
+    def in_flight(self) -> float:
+        """How many requests are being answered."""
+        (family,) = self.resources.metrics.in_flight.collect()
+        return sum(sample.value for sample in family.samples)
+
     def ends(self, transport: str) -> dict[str, float]:
         """Return how many streams ended, by reason, without the reasons that none had."""
         reasons = ("complete", "client_disconnect", "slow_client", "error", "cancelled", "draining")

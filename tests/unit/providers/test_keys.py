@@ -32,7 +32,7 @@ def ring(
     clock: ManualClock | None = None,
     forgiving: bool = False,
     on_dead: Callable[[int], None] | None = None,
-    on_left: Callable[[Resource, float], None] | None = None,
+    on_left: Callable[[Resource, float | None], None] | None = None,
     on_files: Callable[[bool], None] | None = None,
 ) -> KeyRing:
     return KeyRing(
@@ -200,7 +200,7 @@ def test_forgiving_ring_remembers_no_refusal_and_can_tell_only_of_a_single_key()
 
 def test_retired_ring_takes_back_what_it_told_and_tells_no_more(tmp_path: Path) -> None:
     dead: list[int] = []
-    left: list[float] = []
+    left: list[float | None] = []
     good: list[bool] = []
     clock = ManualClock()
     (tmp_path / "key").write_text("")
@@ -544,7 +544,7 @@ def test_names_that_callers_make_up_neither_fill_the_memory_nor_push_out_what_is
 
 def test_what_is_left_is_told_of_the_key_and_model_with_the_least() -> None:
     clock = ManualClock()
-    told: dict[str, list[float]] = {}
+    told: dict[str, list[float | None]] = {}
     made = ring(
         keys=("a", "b"), clock=clock, on_left=lambda resource, ratio: told.setdefault(resource, []).append(ratio)
     )
@@ -558,6 +558,35 @@ def test_what_is_left_is_told_of_the_key_and_model_with_the_least() -> None:
     clock.advance(60)
     hear(made, Left("requests", 60, 45), text="a", model="n")
     assert told["requests"][-1] == 0.75, "what was heard long ago counts no more"
+
+
+@pytest.mark.parametrize(
+    ("left", "window_s"),
+    [(Left("requests", 60, 0), 60), (Left("requests", 200, 20, reset_s=77_760), 77_760)],
+    ids=["of a minute", "of a day"],
+)
+def test_what_is_left_is_told_until_the_vendors_window_is_over(left: Left, window_s: float) -> None:
+    clock = ManualClock()
+    told: list[float | None] = []
+    made = ring(keys=("a",), clock=clock, on_left=lambda _, ratio: told.append(ratio))
+    hear(made, left)
+    (ratio,) = told
+    clock.advance(window_s - 1)
+    made.tell_left()
+    assert told[-1] == ratio
+    clock.advance(2)
+    made.tell_left()
+    made.tell_left()
+    assert told == [ratio, ratio, None], "told once, without any traffic"
+
+
+def test_retired_ring_takes_back_what_it_told_of_limits() -> None:
+    told: list[float | None] = []
+    made = ring(keys=("a",), on_left=lambda _, ratio: told.append(ratio))
+    hear(made, Left("requests", 60, 30))
+    made.retire()
+    made.tell_left()
+    assert told == [0.5, None]
 
 
 @pytest.mark.parametrize("order", [("dead", "empty"), ("empty", "dead")])
