@@ -1,8 +1,9 @@
 """From tokens to money, in whole nano-dollars; knows no currency but the US dollar."""
 
-from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from typing import Self
+
+import msgspec
 
 from service.config import PriceSettings
 from service.domain.generation import Usage
@@ -11,8 +12,7 @@ _PICO_FOR_MILLION = 1_000_000
 """A dollar for a million tokens is 10⁶ pico-dollars for one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Price:
+class Price(msgspec.Struct, frozen=True):
     """What one token costs, in whole pico-dollars: prices with up to six decimals are exact."""
 
     input: int

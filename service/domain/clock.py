@@ -1,8 +1,9 @@
 """Time as a collaborator, so that tests can move it."""
 
 import time
-from dataclasses import dataclass
 from typing import Protocol, Self
+
+import msgspec
 
 
 class Clock(Protocol):
@@ -50,8 +51,7 @@ class ManualClock:
         self._wall += seconds
 
 
-@dataclass(frozen=True, slots=True)
-class Deadline:
+class Deadline(msgspec.Struct, frozen=True):
     """An instant on the monotonic clock; what passes it is of no use to the caller any more."""
 
     at: float

@@ -6,6 +6,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any, Literal, Self
 
+import msgspec
 import orjson
 
 
@@ -37,15 +38,13 @@ class FinishReason(StrEnum):
     """The provider withheld the rest."""
 
 
-@dataclass(frozen=True, slots=True)
-class TextPart:
+class TextPart(msgspec.Struct, frozen=True):
     """A piece of text in a message."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class ImagePart:
+class ImagePart(msgspec.Struct, frozen=True):
     """An image in a message, by address or by value."""
 
     url: str | None = None
@@ -58,8 +57,7 @@ class ImagePart:
     """OpenAI's ``auto``, ``low`` or ``high``."""
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCall:
+class ToolCall(msgspec.Struct, frozen=True):
     """The model's wish to have a function called."""
 
     id: str
@@ -68,8 +66,7 @@ class ToolCall:
     """A JSON object as text, exactly as the model wrote it."""
 
 
-@dataclass(frozen=True, slots=True)
-class ToolResult:
+class ToolResult(msgspec.Struct, frozen=True):
     """What a called function gave, on its way back to the model."""
 
     call_id: str
@@ -80,8 +77,7 @@ class ToolResult:
 Part = TextPart | ImagePart | ToolCall | ToolResult
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True):
     """One turn of a conversation."""
 
     role: Role
@@ -116,8 +112,7 @@ class Tool:
             return 0
 
 
-@dataclass(frozen=True, slots=True)
-class ToolChoice:
+class ToolChoice(msgspec.Struct, frozen=True):
     """Which tools the model may or must call."""
 
     mode: Literal["auto", "none", "required", "named"]
@@ -125,8 +120,7 @@ class ToolChoice:
     """Given with ``named``."""
 
 
-@dataclass(frozen=True, slots=True)
-class WireBody:
+class WireBody(msgspec.Struct, frozen=True):
     """The caller's own JSON, kept so that a provider of the same dialect gets every field, known to us or not."""
 
     dialect: Dialect
@@ -161,8 +155,7 @@ class GenerationRequest:
     """What a provider is told that this call to it is known by."""
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """Tokens that a generation took."""
 
     input_tokens: int
@@ -179,8 +172,7 @@ class Usage:
     """True where the provider gave no figures and we counted pieces ourselves."""
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCallDelta:
+class ToolCallDelta(msgspec.Struct, frozen=True):
     """A piece of a tool call. The first piece of a call carries ``id`` and ``name``."""
 
     index: int
@@ -191,8 +183,7 @@ class ToolCallDelta:
     """To be appended."""
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(msgspec.Struct, frozen=True):
     """What one upstream event adds to one choice."""
 
     choice: int = 0
@@ -240,8 +231,7 @@ class Chunk:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(msgspec.Struct, frozen=True):
     """One whole answer."""
 
     text: str
@@ -251,8 +241,7 @@ class Choice:
     refusal: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
+class Completion(msgspec.Struct, frozen=True):
     """A whole generation."""
 
     model: str
@@ -278,8 +267,7 @@ class EmbeddingRequest:
     """What a provider is told that this call to it is known by."""
 
 
-@dataclass(frozen=True, slots=True)
-class EmbeddingResult:
+class EmbeddingResult(msgspec.Struct, frozen=True):
     """Vectors, as the provider's JSON."""
 
     raw: bytes

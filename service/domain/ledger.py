@@ -1,8 +1,9 @@
 """What is written to the ledger, and in which portions."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from service.domain.usage_record import UsageRecord
 
@@ -10,16 +11,14 @@ Kind = Literal["open", "amend", "close", "record"]
 """A draft; its record, still to be settled; its record, in exchange for the draft; a record that had no draft."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """One thing to be written."""
 
     kind: Kind
     record: UsageRecord
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(msgspec.Struct, frozen=True):
     """Entries that are written together, each unless the store has it. Each has a number, one more than that before."""
 
     owner: str

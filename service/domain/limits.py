@@ -1,9 +1,11 @@
 """Limits: what a principal, a user or a model may take, and what is left of it; whole numbers throughout."""
 
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
 from typing import Literal, Self
+
+import msgspec
 
 ScopeKind = Literal["key", "user", "model", "provider"]
 Resource = Literal["requests", "tokens", "concurrency", "usd"]
@@ -17,8 +19,7 @@ def decimal_usd(nano_usd: int) -> str:
     return f"{Decimal(nano_usd) / NANO:f}"
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """Rates and quotas; None is unlimited."""
 
     requests_per_minute: int | None = None
@@ -31,15 +32,14 @@ class Limits:
 
     def over(self, other: Self) -> Self:
         """Return these limits, with what they leave out taken from ``other``, each field by itself."""
-        pairs = zip(astuple(self), astuple(other), strict=True)
+        pairs = zip(msgspec.structs.astuple(self), msgspec.structs.astuple(other), strict=True)
         return type(self)(*(own if own is not None else default for own, default in pairs))
 
 
 UNLIMITED = Limits()
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
+class Scope(msgspec.Struct, frozen=True):
     """Whose limits they are."""
 
     kind: ScopeKind
@@ -48,8 +48,7 @@ class Scope:
     limits: Limits
 
 
-@dataclass(frozen=True, slots=True)
-class Quota:
+class Quota(msgspec.Struct, frozen=True):
     """One limit of one scope."""
 
     kind: ScopeKind
@@ -86,8 +85,7 @@ class Demand:
                 return 1
 
 
-@dataclass(frozen=True, slots=True)
-class Balance:
+class Balance(msgspec.Struct, frozen=True):
     """What is left of a quota at some moment."""
 
     quota: Quota
@@ -97,8 +95,7 @@ class Balance:
     """Until all of it is there, if nothing else takes of it; 0 for concurrency, of which nobody can know."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reservation:
+class Reservation(msgspec.Struct, frozen=True):
     """What a request was let in with; to be settled exactly once, whatever becomes of it."""
 
     id: str

@@ -5,16 +5,16 @@ than they began in.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal, Protocol
+
+import msgspec
 
 Value = str | int | float | bool | Sequence[str]
 """Of an attribute. Sequences are lists or tuples of one kind."""
 Kind = Literal["server", "client", "producer", "consumer"]
 
 
-@dataclass(frozen=True, slots=True)
-class TraceContext:
+class TraceContext(msgspec.Struct, frozen=True):
     """A place in a trace, as W3C Trace Context writes it into headers."""
 
     traceparent: str

@@ -1,8 +1,9 @@
 """What one generation took, from whom, for whom, and how it ended: one line of the ledger."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from decimal import Decimal
+
+import msgspec
 
 from service.domain.generation import Usage
 from service.domain.limits import NANO
@@ -20,8 +21,7 @@ UNKNOWN = Usage(0, 0, estimated=True)
 """What a call took that failed before it said anything, for all that is known."""
 
 
-@dataclass(frozen=True, slots=True)
-class CallRecord:
+class CallRecord(msgspec.Struct, frozen=True):
     """One call to one provider. A call that took nothing has no usage."""
 
     id: str
@@ -38,8 +38,7 @@ class CallRecord:
     """Whether the usage is what the provider's invoice says."""
 
 
-@dataclass(frozen=True, slots=True)
-class UsageRecord:
+class UsageRecord(msgspec.Struct, frozen=True):
     """One generation. While it runs, it is a draft, which has no end and whose calls may still change."""
 
     id: str

@@ -1,8 +1,9 @@
 """One call to one provider on behalf of a request, and what becomes of what it brings."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Literal, TypeVar
+
+import msgspec
 
 from service.domain.clock import Deadline
 from service.domain.generation import Usage
@@ -37,8 +38,7 @@ Kind = Literal["first", "retry", "fallback", "hedge"]
 """``fallback``: after a failure, at another route or with another key."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(msgspec.Struct, frozen=True):
     """One call to one provider."""
 
     provider: Provider

@@ -5,8 +5,9 @@ import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
+
+import msgspec
 
 from service.config import BreakerSettings
 from service.domain.background import in_background
@@ -25,8 +26,7 @@ FORGOTTEN_S = 60.0
 may ask for its model any more, its key may have been replaced."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Fuse:
+class _Fuse(msgspec.Struct, frozen=True):
     """What a breaker is for."""
 
     provider: str

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
+import msgspec
+
 from service.accounting.prices import Price
 from service.config import ModelSettings, Settings
 from service.domain.limits import UNLIMITED, Limits
@@ -14,8 +16,7 @@ from service.errors import ModelNotFound
 Mode = Literal["chat", "embeddings"]
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(msgspec.Struct, frozen=True):
     """One way to answer for a model."""
 
     provider: str
@@ -74,18 +75,9 @@ class ModelCatalogue:
         if name is None or not _may_use(principal, model):
             allowed = ", ".join(card.name for card in models.cards(principal)) or "none"
             raise ModelNotFound.at("model", f"{model!r} is not available; allowed: {allowed}", kind="model_not_found")
-        settings = models.settings[name]
-        if mode not in settings.modes:
+        if mode not in models.settings[name].modes:
             raise ModelNotFound.at("model", f"{model!r} does not do {mode}", kind="model_not_found")
-        routes = tuple(Route(route.provider, route.model or model) for route in settings.routes)
-        given = settings.price_usd_per_million_tokens
-        return ModelEntry(
-            name,
-            routes,
-            settings.modes,
-            limits=Limits(**settings.limits.model_dump()),
-            price=None if given is None else Price.from_settings(given),
-        )
+        return models.entry(name, model)
 
     def cards(self, principal: Principal) -> tuple[ModelCard, ...]:
         """List what a principal may use, in the order of the settings: models, patterns, its own parts of patterns."""
@@ -132,6 +124,17 @@ class _Models:
         self.settings = settings
         self._exact = {name for name in settings if "*" not in name}
         self._patterns = sorted((name for name in settings if "*" in name), key=len, reverse=True)
+        self._entries: dict[str, ModelEntry] = {}
+        """Of those that have a name, once they were asked for; what callers write behind a pattern is an open set."""
+
+    def entry(self, name: str, model: str) -> ModelEntry:
+        """Return what answers for ``model``, which is configured under ``name``."""
+        entry = self._entries.get(name)
+        if entry is None:
+            entry = _entry(name, model, self.settings[name])
+            if name in self._exact:
+                self._entries[name] = entry
+        return entry
 
     def name_of(self, model: str) -> str | None:
         """Return the name, or the pattern, under which a model is configured."""
@@ -153,6 +156,17 @@ class _Models:
 
     def _pattern_of(self, model: str) -> str | None:
         return next((pattern for pattern in self._patterns if fnmatchcase(model, pattern)), None)
+
+
+def _entry(name: str, model: str, settings: ModelSettings) -> ModelEntry:
+    given = settings.price_usd_per_million_tokens
+    return ModelEntry(
+        name,
+        tuple(Route(route.provider, route.model or model) for route in settings.routes),
+        settings.modes,
+        limits=Limits(**settings.limits.model_dump()),
+        price=None if given is None else Price.from_settings(given),
+    )
 
 
 def _may_use(principal: Principal, model: str) -> bool:

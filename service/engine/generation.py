@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Self, TypeVar
 
+from msgspec import structs
+
 from service.domain.estimates import delta_size, tokens_in
 from service.domain.generation import (
     Chunk,
@@ -355,7 +357,7 @@ class _ObservedStream:
         """Guess the tokens that the provider bills for what came, handed on or not; what it read it may have told."""
         told = self._first_usage
         if told is not None:
-            return replace(told, output_tokens=max(told.output_tokens, self.seen_tokens), estimated=True)
+            return structs.replace(told, output_tokens=max(told.output_tokens, self.seen_tokens), estimated=True)
         return Usage(work.input_tokens, self.seen_tokens, estimated=True)
 
 

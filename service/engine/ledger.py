@@ -6,7 +6,8 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, nullcontext
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from service.accounting.prices import Price
 from service.domain.clock import Clock

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import msgspec
 from aiohappyeyeballs import start_connection
 from aiohappyeyeballs.types import AddrInfoType
 from yarl import URL
@@ -31,8 +32,7 @@ class ConnectFailedError(Exception):
     """No connection came about. Its text is the name of the reason, without addresses."""
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(msgspec.Struct, frozen=True):
     """Where connections lead: those to the same one can stand in for each other."""
 
     host: str

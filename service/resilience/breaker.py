@@ -2,8 +2,9 @@
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
+
+import msgspec
 
 from service.config import BreakerSettings
 from service.domain.clock import Clock
@@ -57,8 +58,7 @@ class Permit:
             self._breaker.note_nothing(self._epoch)
 
 
-@dataclass(frozen=True, slots=True)
-class Success:
+class Success(msgspec.Struct, frozen=True):
     """What a success did, so that it can be taken back."""
 
     number: int

@@ -1,8 +1,11 @@
-"""Counters and histograms of ``prometheus_client`` that find a series by its labels at once.
+"""Counters and histograms of ``prometheus_client`` that find a series by its labels at once, and count in one step.
 
-Theirs makes texts of the labels and takes a lock for each look, a dozen times for each request.
+Theirs makes texts of the labels and takes a lock for each look, a dozen times for each request; at each count it asks
+whether the series has its labels, and it goes through a histogram's buckets in turn. Here a metric whose labels are
+missing has no value to be counted in, which raises ``AttributeError``.
 """
 
+from bisect import bisect_left
 from typing import Any, Self
 
 import prometheus_client
@@ -31,6 +34,23 @@ class _Remembers(prometheus_client.metrics.MetricWrapperBase):
 class Counter(_Remembers, prometheus_client.Counter):
     """A counter."""
 
+    @override
+    def inc(self, amount: float = 1, exemplar: dict[str, str] | None = None) -> None:
+        """Count; raise ``ValueError`` where the amount is negative."""
+        if exemplar or amount < 0:
+            super().inc(amount, exemplar)
+        else:
+            self._value.inc(amount)
+
 
 class Histogram(_Remembers, prometheus_client.Histogram):
     """A histogram."""
+
+    @override
+    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
+        """Put a number into its bucket; the last one has no bound."""
+        if exemplar:
+            super().observe(amount, exemplar)
+        else:
+            self._sum.inc(amount)
+            self._buckets[bisect_left(self._upper_bounds, amount)].inc(1)

@@ -85,7 +85,7 @@ class OtlpTracing:
         self._ids.next = None if context is None else _place(context)
         found = [Link(place) for link in links if (place := _place(link)) is not None]
         span = self._tracer.start_span(name, above, _KINDS[kind], attributes, found)
-        return OtlpSpan(self._tracer, span)
+        return OtlpSpan(self._tracer, span) if span.is_recording() else Unrecorded(span.get_span_context())
 
 
 class OtlpSpan:
@@ -103,9 +103,7 @@ class OtlpSpan:
     @property
     def context(self) -> TraceContext:
         """See :class:`service.domain.trace.Span`."""
-        carrier: dict[str, str] = {}
-        _W3C.inject(carrier, set_span_in_context(self._span, Context()))
-        return TraceContext(carrier["traceparent"], carrier.get("tracestate", ""))
+        return _written(self._span.get_span_context())
 
     def child(self, name: str, kind: Kind, attributes: Mapping[str, Value]) -> Span:
         """See :class:`service.domain.trace.Span`."""
@@ -139,6 +137,41 @@ class OtlpSpan:
             self._span.end()
 
 
+class Unrecorded:
+    """Obeys :class:`service.domain.trace.Span` for what its sampler left out, with all that is below it.
+
+    What is left of it is its place, so that whoever is asked on its behalf leaves the trace out too. Its parts have the
+    same place: they are what nobody will look for.
+    """
+
+    __slots__ = ("context", "trace_id")
+
+    is_sampled = False
+
+    def __init__(self, place: SpanContext) -> None:
+        self.context = _written(place)
+        self.trace_id = f"{place.trace_id:032x}"
+
+    def child(self, name: str, kind: Kind, attributes: Mapping[str, Value]) -> Span:  # noqa: ARG002 - the protocol's
+        """See :class:`service.domain.trace.Span`."""
+        return self
+
+    def rename(self, name: str) -> None:
+        """See :class:`service.domain.trace.Span`."""
+
+    def set(self, attributes: Mapping[str, Value]) -> None:
+        """See :class:`service.domain.trace.Span`."""
+
+    def event(self, name: str, attributes: Mapping[str, Value]) -> None:
+        """See :class:`service.domain.trace.Span`."""
+
+    def fail(self, error_type: str) -> None:
+        """See :class:`service.domain.trace.Span`."""
+
+    def end(self) -> None:
+        """See :class:`service.domain.trace.Span`."""
+
+
 class _Ids(RandomIdGenerator):
     """Random ids, but for a trace that begins at a given place. Used from the event loop's thread alone."""
 
@@ -158,6 +191,12 @@ def _read(context: TraceContext) -> Context:
     """Return a caller's place; an empty one where it cannot be read."""
     carrier = {"traceparent": context.traceparent, "tracestate": context.tracestate}
     return _W3C.extract(carrier, Context())
+
+
+def _written(place: SpanContext) -> TraceContext:
+    """Write a place as W3C Trace Context does (sections 3.2 and 3.3)."""
+    traceparent = f"00-{place.trace_id:032x}-{place.span_id:016x}-{place.trace_flags:02x}"
+    return TraceContext(traceparent, place.trace_state.to_header())
 
 
 def _place(context: TraceContext) -> SpanContext | None:

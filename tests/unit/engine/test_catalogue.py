@@ -116,3 +116,17 @@ async def test_what_was_found_stays_when_the_models_are_replaced() -> None:
     assert [card.name for card in models.cards(ANONYMOUS)] == ["slow"]
     with pytest.raises(ModelNotFound):
         models.find("fast", ANONYMOUS, "chat")
+
+
+async def test_an_entry_is_made_once_for_a_name_and_anew_for_a_pattern_and_after_a_reload() -> None:
+    models = catalogue(**{"fast": FAST, "team/*": [{"provider": "p"}]})
+    first = models.find("fast", ANONYMOUS, "chat")
+    assert models.find("fast", ANONYMOUS, "embeddings") is first
+    assert models.find("team/a", ANONYMOUS, "chat").routes == (Route("p", "team/a"),)
+    assert models.find("team/b", ANONYMOUS, "chat").routes == (Route("p", "team/b"),)
+    changed = {
+        "providers": {"p": {"kind": "openai", "keys": ["k"]}},
+        "models": {"fast": {"routes": [{"provider": "p"}]}},
+    }
+    (await models.prepare(Settings.model_validate(changed)))()
+    assert models.find("fast", ANONYMOUS, "chat").routes == (Route("p", "fast"),)

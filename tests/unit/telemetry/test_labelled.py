@@ -16,6 +16,8 @@ def text(counter: type[prometheus_client.Counter], histogram: type[prometheus_cl
         calls.labels(route, code).inc()
         calls.labels(code=code, route=route).inc()
         took.labels(route).observe(0.5, {"trace_id": "abc"})
+    for value in (-1, 0.1, 0.5, 1, 1.5):
+        took.labels("/b").observe(value)
     plain.inc(3)
     lines = generate_latest(registry).decode().splitlines()
     return "\n".join(line for line in lines if "_created" not in line)
@@ -38,3 +40,15 @@ def test_wrong_labels_are_refused_each_time() -> None:
             calls.labels("/a")
         with pytest.raises(ValueError, match="Can't pass both"):
             calls.labels("/a", code="200")
+
+
+def test_what_has_no_series_is_not_counted() -> None:
+    registry = CollectorRegistry()
+    calls = labelled.Counter("calls", "Calls.", ["route"], registry=registry)
+    took = labelled.Histogram("took_seconds", "Time.", ["route"], registry=registry)
+    with pytest.raises(AttributeError):
+        calls.inc()
+    with pytest.raises(AttributeError):
+        took.observe(1)
+    with pytest.raises(ValueError, match="non-negative"):
+        calls.labels("/a").inc(-1)

@@ -113,3 +113,26 @@ def test_place_of_a_run_is_known_to_whoever_asks_and_no_other_s() -> None:
     assert len(places) == 300
     assert place_of("job_1", 1) in places
     assert all(re.fullmatch("00-[0-9a-f]{32}-[0-9a-f]{16}-01", place.traceparent) for place in places)
+
+
+@pytest.mark.parametrize("flags", ["00", "01"])
+async def test_what_is_below_a_trace_that_is_left_out_is_left_out_and_says_so(
+    flags: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_always_on")
+    exporter = InMemorySpanExporter()
+    caller = TraceContext(f"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-{flags}", "vendor=1")
+    async with opened(lambda: exporter, Metrics(CollectorRegistry())) as tracing:
+        root = tracing.root("GET", "server", {}, parent=caller)
+        child = root.child("chat", "client", {})
+        child.set({"a": 1})
+        child.end()
+        root.end()
+        for span in (root, child):
+            version, trace_id, span_id, told = span.context.traceparent.split("-")
+            assert (version, trace_id, told) == ("00", "0af7651916cd43dd8448eb211c80319c", flags)
+            assert re.fullmatch("(?!0{16})[0-9a-f]{16}", span_id)
+            assert span_id != "b7ad6b7169203331"
+            assert span.context.tracestate == "vendor=1"
+            assert (span.trace_id, span.is_sampled) == (trace_id, flags == "01")
+    assert len(exporter.get_finished_spans()) == (2 if flags == "01" else 0)
