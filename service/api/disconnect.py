@@ -1,8 +1,8 @@
 """Noticing that the client has left, while we wait for something else."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import Awaitable, Callable
+from types import TracebackType
 from typing import Literal, Protocol, TypeVar
 
 from fastapi import Request
@@ -41,45 +41,65 @@ def departure(scope: Scope) -> Literal["client_disconnect", "slow_client"]:
     return "slow_client" if scope.get(SLOW_CLIENT) else "client_disconnect"
 
 
-@asynccontextmanager
-async def cancelled_on_disconnect(
-    scope: Scope, receive: Receive, drain: Drain | None
-) -> AsyncIterator[Callable[[], object]]:
+class cancelled_on_disconnect:  # noqa: N801 - reads as the context manager that it is
     """Cancel the block as soon as the client leaves, and raise ``ClientDisconnected`` then.
 
     Given a drain, raises ``Draining`` instead where it has no more time for this. The request's body must have been
     read: whatever comes after it is the disconnect. Nothing else tells us while the provider is silent, and every token
-    that it goes on to write is paid for. Calling what is given ends the listening.
+    that it goes on to write is paid for. Calling what entering gives ends the listening.
+
+    A class: a generator, and one more for the drain, would take twice the memory for as long as a stream is open.
     """
-    loop = asyncio.get_running_loop()
-    left = cut = False
 
-    def cut_short() -> None:
-        nonlocal cut
-        if not left:  # what is being left has no more time anyway
-            cut = True
-            guard.reschedule(loop.time())
+    __slots__ = ("_cut", "_drain", "_guard", "_left", "_receive", "_scope", "_stop_listening")
 
-    def leave() -> None:
-        nonlocal left
-        if not cut:
-            left = True
-            guard.reschedule(loop.time())
+    def __init__(self, scope: Scope, receive: Receive, drain: Drain | None) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._drain = drain
+        self._guard = asyncio.timeout(None)
+        self._left = self._cut = False
 
-    try:
-        async with asyncio.timeout(None) as guard:
-            stop_listening = _on_departure(scope, receive, leave)
-            try:
-                with nullcontext() if drain is None else drain.told(Stage.CUTTING, cut_short):
-                    yield stop_listening
-            finally:
-                stop_listening()
-    except TimeoutError:
-        if left:
+    async def __aenter__(self) -> Callable[[], object]:
+        await self._guard.__aenter__()
+        self._stop_listening = stop = _on_departure(self._scope, self._receive, self._leave)
+        if self._drain is not None:
+            self._drain.tell(Stage.CUTTING, self._cut_short)
+        return stop
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._drain is not None:
+            self._drain.untell(Stage.CUTTING, self._cut_short)
+        self._stop_listening()
+        try:
+            await self._guard.__aexit__(kind, error, traceback)
+        except TimeoutError:
+            self._explain()
+            raise
+        if isinstance(error, TimeoutError):
+            self._explain()
+
+    def _explain(self) -> None:
+        """Raise what the guard's ``TimeoutError`` stands for, if it is ours."""
+        if self._left:
             raise ClientDisconnected from None
-        if cut and drain is not None:
-            raise drain.error() from None
-        raise
+        if self._cut and self._drain is not None:
+            raise self._drain.error() from None
+
+    def _cut_short(self) -> None:
+        if not self._left:  # what is being left has no more time anyway
+            self._cut = True
+            self._stop()
+
+    def _leave(self) -> None:
+        if not self._cut:
+            self._left = True
+            self._stop()
+
+    def _stop(self) -> None:
+        self._guard.reschedule(asyncio.get_running_loop().time())
 
 
 def _on_departure(scope: Scope, receive: Receive, leave: Callable[[], object]) -> Callable[[], object]:

@@ -75,16 +75,22 @@ class Drain:
     @contextmanager
     def told(self, stage: Stage, listener: Callable[[], object]) -> Iterator[None]:
         """Call ``listener`` when the stage is reached within the block; at once if it has been."""
-        if self.stage >= stage:
-            listener()
-            yield
-            return
-        listeners = self._listeners[stage]
-        listeners.add(listener)
+        self.tell(stage, listener)
         try:
             yield
         finally:
-            listeners.discard(listener)
+            self.untell(stage, listener)
+
+    def tell(self, stage: Stage, listener: Callable[[], object]) -> None:
+        """Call ``listener`` when the stage is reached, until :meth:`untell`; at once if it has been."""
+        if self.stage >= stage:
+            listener()
+        else:
+            self._listeners[stage].add(listener)
+
+    def untell(self, stage: Stage, listener: Callable[[], object]) -> None:
+        """Forget a listener that is known, or was called."""
+        self._listeners[stage].discard(listener)
 
     def error(self) -> Draining:
         """Make what work is refused or cut short with."""

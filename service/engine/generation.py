@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
+from dataclasses import replace
 from functools import partial
+from types import TracebackType
 from typing import Literal, Self, TypeVar
 
 from msgspec import structs
@@ -144,11 +145,11 @@ class GenerationService:
         what it read and wrote, and where it did not come to say how much, we estimate.
         """
         entry = self._catalogue.find(request.model, context.principal, "chat")
-        async with AsyncExitStack() as stack:
-            account = await stack.enter_async_context(self._ledger.account(entry, request, context, streamed=True))
-            admitted = await stack.enter_async_context(self._admission.admitted(entry, request, context))
+        async with (
+            self._ledger.account(entry, request, context, streamed=True) as account,
+            self._admission.admitted(entry, request, context) as admitted,
+        ):
             await account.open(admitted.work)
-            span = stack.enter_context(self._told(entry, request, context, streams=True))
 
             async def call(attempt: Attempt) -> _Opened:
                 with (
@@ -163,41 +164,44 @@ class GenerationService:
                 if opened is not None:
                     usage = opened.observed.estimated_usage(admitted.work)
                     try:
-                        await opened.stack.aclose()
+                        await opened.close()
                     finally:
                         attempt.end(usage, is_whole=False)
                         opened.call.ended(CANCELLED, usage)
                     self._count(entry, attempt.route, "cancelled")
                 self._count_tokens(entry, attempt.route, usage)
 
-            opened, attempt = await self._attempts.make(entry, admitted.work, call, lose=lose, span=span)
-            route, observed = attempt.route, opened.observed
-            # Once the connection is closed.
-            stack.callback(lambda: attempt.end(admitted.usage, is_whole=observed.is_over))
-            stack.push_async_exit(opened.stack)
-            span.first_content()
-            if account.content is not None:
-                observed.shown_to(account.content)
-            observed.on_end = partial(self._ended, account, opened, admitted.work)
-            outcome = "cancelled"
-            began = time.monotonic()
-            try:
-                yield observed
-                outcome = "ok" if observed.ended else "cancelled"
-            except ServiceError as error:
-                outcome = error.code
-                raise
-            finally:
-                admitted.usage = observed.usage or observed.estimated_usage(admitted.work)
-                admitted.was_cut = observed.was_cut
-                account.finish_reason = observed.finish_reason
-                self._tell_answer(span, attempt, admitted.usage)
-                observed.tell(span)
-                if outcome == "ok":
-                    self._succeeded(entry, route, observed.usage)
-                    self._note_pace(entry, route, admitted.usage, time.monotonic() - began)
-                else:
-                    self._broke_off(entry, attempt, opened, outcome, admitted.usage)
+            with self._told(entry, request, context, streams=True) as span:
+                opened, attempt = await self._attempts.make(entry, admitted.work, call, lose=lose, span=span)
+                route, observed = attempt.route, opened.observed
+                try:
+                    async with opened:
+                        span.first_content()
+                        if account.content is not None:
+                            observed.shown_to(account.content)
+                        observed.on_end = partial(self._ended, account, opened, admitted.work)
+                        outcome = "cancelled"
+                        began = time.monotonic()
+                        try:
+                            yield observed
+                            outcome = "ok" if observed.ended else "cancelled"
+                        except ServiceError as error:
+                            outcome = error.code
+                            raise
+                        finally:
+                            admitted.usage = observed.usage or observed.estimated_usage(admitted.work)
+                            admitted.was_cut = observed.was_cut
+                            account.finish_reason = observed.finish_reason
+                            self._tell_answer(span, attempt, admitted.usage)
+                            observed.tell(span)
+                            if outcome == "ok":
+                                self._succeeded(entry, route, observed.usage)
+                                self._note_pace(entry, route, admitted.usage, time.monotonic() - began)
+                            else:
+                                self._broke_off(entry, attempt, opened, outcome, admitted.usage)
+                finally:
+                    # Once the connection is closed.
+                    attempt.end(admitted.usage, is_whole=observed.is_over)
 
     def _broke_off(self, entry: ModelEntry, attempt: Attempt, opened: "_Opened", outcome: str, usage: Usage) -> None:
         """Count a stream that was left, or failed after its first content."""
@@ -361,27 +365,45 @@ class _ObservedStream:
         return Usage(work.input_tokens, self.seen_tokens, estimated=True)
 
 
-@dataclass(frozen=True, slots=True)
 class _Opened:
-    """A stream whose first content has come."""
+    """A stream whose first content has come; leaving it closes the upstream connection."""
 
-    observed: _ObservedStream
-    stack: AsyncExitStack
-    """Closes the upstream connection."""
-    call: OpenCall
+    __slots__ = ("_stream", "call", "observed")
+
+    def __init__(
+        self, observed: _ObservedStream, stream: AbstractAsyncContextManager[AsyncIterator[Chunk]], call: OpenCall
+    ) -> None:
+        """``stream`` has been entered."""
+        self.observed = observed
+        self.call = call
+        self._stream = stream
+
+    async def close(self) -> None:
+        """Leave it before its end."""
+        await self._stream.__aexit__(None, None, None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._stream.__aexit__(kind, error, traceback)
 
 
 async def _opened(attempt: Attempt, request: GenerationRequest, call: OpenCall) -> _Opened:
-    async with AsyncExitStack() as stack:
-        chunks = await stack.enter_async_context(
-            attempt.provider.stream(
-                request, upstream_model=attempt.route.model, deadline=attempt.deadline, key=attempt.key
-            )
-        )
+    stream = attempt.provider.stream(
+        request, upstream_model=attempt.route.model, deadline=attempt.deadline, key=attempt.key
+    )
+    chunks = await stream.__aenter__()
+    try:
         first = await _first_content(chunks)
         attempt.turn.first_content()
         call.first_content()
-        return _Opened(_ObservedStream(first, chunks, attempt.judged), stack.pop_all(), call)
+    except BaseException as error:
+        await stream.__aexit__(type(error), error, error.__traceback__)
+        raise
+    return _Opened(_ObservedStream(first, chunks, attempt.judged), stream, call)
 
 
 async def _first_content(chunks: AsyncIterator[Chunk]) -> Chunk:

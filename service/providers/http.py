@@ -484,7 +484,7 @@ class UpstreamStream:
         return self
 
     async def __anext__(self) -> Chunk:
-        decoder = self._decoder
+        decoder, connection = self._decoder, self._exchange.connection
         # Once for all reads that bring no piece of the answer: comments and pings are no reason to wait longer. A
         # reader that comes late for the next piece has not used up the provider's time.
         until = self._patience()
@@ -494,18 +494,28 @@ class UpstreamStream:
             if decoder.ended or decoder.failure is not None:
                 self._over = True
                 break
-            data = await self._read(until)
+            try:
+                while (data := connection.ready()) is None:
+                    await connection.wait(until)
+            except _FAILURES as exc:
+                if not decoder.finished:
+                    raise self._upstream.broken_off(exc) from exc
+                data = b""  # too late to matter
             if data:
                 chunk = decoder.feed(data)
                 if chunk is not None:
                     return chunk
             else:
                 self._over = True
-        if not decoder.finished:
+        return self._last()
+
+    def _last(self) -> Chunk:
+        """Return what is still owed, once; raise what ends the iteration."""
+        if not self._decoder.finished:
             raise UpstreamInvalid(
                 "the provider's stream ended without a finish reason", provider=self._upstream.provider
             )
-        rest = decoder.rest()
+        rest = self._decoder.rest()
         if rest is None:
             raise StopAsyncIteration
         return rest
@@ -519,15 +529,3 @@ class UpstreamStream:
         else:
             until = self._first_token_at
         return min(until, self._deadline.at)
-
-    async def _read(self, until: float) -> bytes:
-        """Return what has come, or comes next.
-
-        Nothing is returned at the end of the body, and after a failure that is too late to matter.
-        """
-        try:
-            return await self._exchange.connection.read(until)
-        except _FAILURES as exc:
-            if self._decoder.finished:
-                return b""
-            raise self._upstream.broken_off(exc) from exc

@@ -136,7 +136,7 @@ class Connection(asyncio.Protocol):
     async def head(self, until: float) -> None:
         """Wait for ``status`` and ``headers``, until an instant of the loop's clock."""
         while not self.status:
-            await self._wait(until)
+            await self.wait(until)
 
     async def read(self, until: float) -> bytes:
         """Return what has come of the body, or comes next; nothing at its end.
@@ -144,15 +144,22 @@ class Connection(asyncio.Protocol):
         What came before a failure is returned before it is raised: ``TimeoutError``, ``NotHttpError`` or
         ``ConnectionLostError``.
         """
-        while True:
-            if self._inflater is not None:
-                if data := self._inflated(self._inflater):
-                    return data
-            elif self._pieces:
-                return self._taken()
-            if self.over:
-                return b""
-            await self._wait(until)
+        while (data := self.ready()) is None:
+            await self.wait(until)
+        return data
+
+    def ready(self) -> bytes | None:
+        """Return what :meth:`read` can without waiting; None where it must wait. Raises what that does."""
+        if self._inflater is not None:
+            if data := self._inflated(self._inflater):
+                return data
+        elif self._pieces:
+            return self._taken()
+        if self.over:
+            return b""
+        if self._failure is not None:
+            raise self._failure
+        return None
 
     def end_without(self, on_end: Callable[["Connection"], None]) -> None:
         """Let the rest of the body come and drop it; tell when it is there. Nobody may read any more."""
@@ -198,41 +205,46 @@ class Connection(asyncio.Protocol):
             raise ConnectionLostError("compressed data without an end")
         return data
 
-    async def _wait(self, until: float) -> None:
+    def wait(self, until: float) -> "asyncio.Future[None]":
+        """Return what is done once more has come, or fails with ``TimeoutError`` at that instant. One at a time.
+
+        No coroutine: one that waits for each of an answer's pieces is made and kept for each of them.
+        """
+        waiter = self._loop.create_future()
         if self._failure is not None:
-            raise self._failure
+            waiter.set_exception(self._failure)
+            return waiter
+        self._waiter = waiter
         self._due = until
-        self._arm(until)
-        waiter = self._waiter = self._loop.create_future()
-        try:
-            await waiter
-        finally:
-            self._waiter = None
-            self._due = math.inf
+        if until < self._armed_for:
+            self._arm(until)
+        return waiter
 
     # One timer serves the whole connection. It is moved when it fires: setting and cancelling one around each read
     # costs about 3 µs a chunk.
 
     def _arm(self, at: float) -> None:
-        if at < self._armed_for:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._armed_for = at
-            self._timer = self._loop.call_at(at, self._ring)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._armed_for = at
+        self._timer = self._loop.call_at(at, self._ring)
 
     def _ring(self) -> None:
         self._timer = None
         self._armed_for = math.inf
-        if self._waiter is None or self._waiter.done():
+        waiter = self._waiter
+        if waiter is None or waiter.done():
             return
         if self._due <= self._loop.time():
-            self._waiter.set_exception(TimeoutError())
+            self._waiter = None  # its failure knows who waited: a ring
+            waiter.set_exception(TimeoutError())
         else:
             self._arm(self._due)
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     # What the event loop calls.
 

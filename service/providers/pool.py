@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
+from types import TracebackType
 from typing import Self
 
 from typing_extensions import override
@@ -103,44 +104,98 @@ class _Slot:
         with self._call(deadline) as provider:
             return await provider.embed(request, upstream_model=upstream_model, deadline=deadline, key=key)
 
-    @asynccontextmanager
-    async def stream(
+    def stream(
         self, request: GenerationRequest, *, upstream_model: str, deadline: Deadline, key: ProviderKey | None = None
-    ) -> AsyncIterator[AsyncIterator[Chunk]]:
-        with self._call(deadline) as provider:
-            async with provider.stream(request, upstream_model=upstream_model, deadline=deadline, key=key) as chunks:
-                yield chunks
+    ) -> AbstractAsyncContextManager[AsyncIterator[Chunk]]:
+        def ask(provider: Provider) -> AbstractAsyncContextManager[AsyncIterator[Chunk]]:
+            return provider.stream(request, upstream_model=upstream_model, deadline=deadline, key=key)
 
-    @contextmanager
-    def _call(self, deadline: Deadline) -> Iterator[Provider]:
-        """Hold the provider open for one call, and tell how it ended."""
-        began_at = self._clock.monotonic()
-        opened = self._member.enter()
-        error: UpstreamError | None = None
-        tells = self._observe
-        try:
-            yield opened.provider
-        except UpstreamError as raised:
-            error = raised
-            if _refuses_one_key(error) and not opened.provider.keys.all_refused():
-                tells = None
-            elif isinstance(error, UpstreamTimeout) and self._had_less_time(opened.settings, began_at, deadline):
-                tells = None  # who asked would not wait any longer, which says nothing of the provider
-            raise
-        except BaseException:
-            # What was cancelled, or ended by a defect of ours, says nothing of the provider.
-            tells = None
-            raise
-        finally:
-            opened.leave()
-            if tells is not None:
-                tells(self.name, error, began_at)
+        return _StreamedCall(self._call(deadline), ask)
 
-    def _had_less_time(self, settings: ProviderSettings, began_at: float, deadline: Deadline) -> bool:
-        """Whether a call ended by its deadline, earlier than the provider's own timeouts end one."""
-        if self._clock.monotonic() < deadline.at:
+    def _call(self, deadline: Deadline) -> "_Call":
+        return _Call(self._member, self._observe, self._clock, deadline)
+
+
+class _Call:
+    """Holds the provider open for one call, and tells how it ended.
+
+    A class, as is what streams: an idle stream would keep two generators for them, and each costs as much to begin and
+    end as a dozen calls.
+    """
+
+    __slots__ = ("_began_at", "_clock", "_deadline", "_member", "_observe", "_opened")
+
+    def __init__(self, member: _Member, observe: Observer | None, clock: Clock, deadline: Deadline) -> None:
+        self._member = member
+        self._observe = observe
+        self._clock = clock
+        self._deadline = deadline
+
+    def __enter__(self) -> Provider:
+        self._began_at = self._clock.monotonic()
+        self._opened = self._member.enter()
+        return self._opened.provider
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        tells = self._tells(error)
+        self._opened.leave()
+        if self._observe is not None and tells:
+            self._observe(self._member.name, error if isinstance(error, UpstreamError) else None, self._began_at)
+
+    def _tells(self, error: BaseException | None) -> bool:
+        """Whether what ended the call says something of the provider."""
+        if error is None:
+            return True
+        if not isinstance(error, UpstreamError):
+            return False  # cancelled, or ended by a defect of ours
+        if _refuses_one_key(error) and not self._opened.provider.keys.all_refused():
             return False
-        return deadline.at - began_at < settings.timeouts_s.total * ALL_OF_ITS_TIME
+        # Who asked would not wait any longer.
+        return not (isinstance(error, UpstreamTimeout) and self._had_less_time())
+
+    def _had_less_time(self) -> bool:
+        """Whether the call ended by its deadline, earlier than the provider's own timeouts end one."""
+        if self._clock.monotonic() < self._deadline.at:
+            return False
+        total_s = self._opened.settings.timeouts_s.total
+        return self._deadline.at - self._began_at < total_s * ALL_OF_ITS_TIME
+
+
+class _StreamedCall:
+    """A call whose answer is a stream: it is over when the stream is left, or was not opened."""
+
+    __slots__ = ("_ask", "_call", "_stream")
+
+    def __init__(
+        self, call: _Call, ask: Callable[[Provider], AbstractAsyncContextManager[AsyncIterator[Chunk]]]
+    ) -> None:
+        self._call = call
+        self._ask: Callable[[Provider], AbstractAsyncContextManager[AsyncIterator[Chunk]]] | None = ask
+
+    async def __aenter__(self) -> AsyncIterator[Chunk]:
+        ask, self._ask = self._ask, None  # it holds the prompt
+        if ask is None:
+            raise RuntimeError("a stream can be entered only once")
+        provider = self._call.__enter__()
+        try:
+            self._stream = ask(provider)
+            return await self._stream.__aenter__()
+        except BaseException as error:
+            self._call.__exit__(type(error), error, error.__traceback__)
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        try:
+            swallowed = await self._stream.__aexit__(kind, error, traceback)
+        except BaseException as raised:
+            self._call.__exit__(type(raised), raised, raised.__traceback__)
+            raise
+        self._call.__exit__(kind, None if swallowed else error, traceback)
+        return swallowed
 
 
 class ProviderPool(Mapping[str, Provider]):

@@ -1,6 +1,7 @@
 """What a peer can send over a connection: whole answers are read whole, all else is an error of ours."""
 
 import asyncio
+import gc
 import gzip
 import itertools
 import math
@@ -13,6 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import pytest
 from hypothesis import given, settings
@@ -388,6 +390,30 @@ async def test_peer_that_leaves_anywhere_has_broken_off(sent: bytes) -> None:
     async with peer(sent, closes=True) as up:
         with pytest.raises(ConnectionLostError):
             await ask(await dialled(up))
+
+
+async def test_connection_that_timed_out_is_freed_without_the_garbage_collector() -> None:
+    async with peer(OK) as up:
+        connection = await dialled(up)
+        connection.send(REQUEST, b"{}")
+        waiter = ref(connection.wait(asyncio.get_running_loop().time()))
+        gc.disable()
+        try:
+            await asyncio.sleep(0.01)
+            assert waiter() is None
+        finally:
+            gc.enable()
+        connection.close()
+
+
+async def test_what_has_come_is_read_without_waiting() -> None:
+    async with peer(PLAIN) as up:
+        connection = await dialled(up)
+        connection.send(REQUEST, b"{}")
+        assert connection.ready() is None
+        await connection.wait(soon())
+        assert connection.ready() == b"hello"
+        assert connection.ready() == b""
 
 
 async def test_cancelled_wait_leaves_a_connection_that_closes_at_once() -> None:

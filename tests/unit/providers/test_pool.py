@@ -1,8 +1,10 @@
 """The pool of providers: replaced at once, closed when the last call on them is over."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+import gc
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -107,6 +109,24 @@ async def test_calls_go_to_what_stands_behind_the_name_by_then(factory: Factory)
         assert provider.name == "a"
         assert provider.keys is factory.fakes["two"].keys
         assert [len(fake.calls) for fake in factory.fakes.values()] == [1, 2]
+
+
+async def test_stream_that_is_not_opened_is_over_and_holds_no_provider_open(factory: Factory) -> None:
+    async with opened(factory, a="one") as pool:
+        factory.fakes["one"].script = Script(before=UpstreamUnavailable("down"))
+        with pytest.raises(UpstreamUnavailable):
+            await read(pool["a"])
+        await replace(pool, a="two")
+        await asyncio.wait_for(factory.is_closed.wait(), 5)
+
+
+async def test_open_stream_keeps_neither_generators_nor_its_prompt(factory: Factory) -> None:
+    async with opened(factory, a="one") as pool:
+        stream = pool["a"].stream(REQUEST, upstream_model="m", deadline=DEADLINE)
+        await stream.__aenter__()
+        held = gc.get_referents(stream)
+        assert not any(isinstance(one, AsyncGenerator | FunctionType) for one in held)
+        await stream.__aexit__(None, None, None)
 
 
 async def test_what_did_not_change_is_not_opened_again(factory: Factory) -> None:
