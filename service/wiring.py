@@ -154,7 +154,7 @@ async def open_resources(
                 RedisBatchStore(redis=settings.redis, settings=settings.jobs).opened()
             )
             ledger_store = await stack.enter_async_context(
-                RedisLedgerStore(redis=settings.redis, settings=settings.usage).opened()
+                RedisLedgerStore(redis=settings.redis, settings=settings.usage, metrics=metrics).opened()
             )
             limiter = await stack.enter_async_context(
                 FallbackLimiter(
@@ -321,8 +321,8 @@ async def _drained(
         lines = UsageDrain(log=log, sink=files, name="files", metrics=metrics)
         await stack.enter_async_context(lines.running())
     if settings.postgres_url is not None:
-        # Reports have connections of their own, so that none keeps the drain waiting.
-        reports = PostgresUsage(settings.postgres_url, connections_max=AT_ONCE)
+        # Reports have connections of their own, so that none keeps the drain waiting, and one for how whole they are.
+        reports = PostgresUsage(settings.postgres_url, connections_max=AT_ONCE + 1)
         source = await stack.enter_async_context(reports.opened())
         postgres = await stack.enter_async_context(PostgresUsage(settings.postgres_url).opened())
         rows = UsageDrain(log=log, sink=postgres, name="postgres", metrics=metrics)
