@@ -14,7 +14,7 @@ from redis.commands.core import AsyncScript
 from service.config import RedisSettings, UsageSettings
 from service.domain.ledger import Batch
 from service.domain.usage_page import PAGE, START, Page, Unreadable, forced_out, position_order
-from service.domain.usage_record import UsageRecord
+from service.domain.usage_record import CRASHED, UsageRecord
 from service.errors import StoreUnavailable
 from service.storage.redis import close_redis, redis_client, redis_errors, script_errors
 from service.storage.usage_json import record_as_json, record_of_json, record_or_not
@@ -106,13 +106,22 @@ class RedisLedgerStore:
         """See :class:`service.engine.ledger_writer.LedgerStore`.
 
         What was kept elsewhere during an outage stands later among the records than it ended. What is no record is
-        passed over, and told to the log.
+        passed over, and told to the log. A crash comes last, and not where the true record follows it.
         """
         unreadable = 0
+        crashed: dict[str, UsageRecord] = {}
         async for record in self._follow(f"{max(0, int((since - SKEW_S) * 1_000))}-0"):
             if isinstance(record, Unreadable):
                 unreadable += 1
-            elif record.ended_at is not None and since <= record.ended_at < until:
+                continue
+            if record.outcome == CRASHED:
+                crashed[record.id] = record
+                continue
+            crashed.pop(record.id, None)
+            if record.ended_at is not None and since <= record.ended_at < until:
+                yield record
+        for record in crashed.values():
+            if record.ended_at is not None and since <= record.ended_at < until:
                 yield record
         if unreadable:
             logger.warning("the ledger has entries that are no records", extra={"count": unreadable})

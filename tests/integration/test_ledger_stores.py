@@ -152,6 +152,15 @@ async def test_who_was_only_cut_off_puts_its_own_record_in_place_of_the_crash(re
         assert not await store.adopt(record(settled.id, outcome=CRASHED))
 
 
+async def test_where_a_crash_and_the_true_record_both_stand_the_true_one_counts_alone(redis_url: str) -> None:
+    one, other = record(ended_at=9_000.0), record(outcome=CRASHED, ended_at=1_000.0)
+    async with redis_ledger(redis_url) as store:
+        crash = record(one.id, outcome=CRASHED, ended_at=1_000.0)
+        await store.apply(batch("a", 1, ("record", crash), ("record", other), ("record", one)))
+        assert await kept(store) == [one, other]
+        assert await kept(store, 0, 2_000) == [other]  # wherever the true one counts
+
+
 async def test_a_file_puts_a_record_in_place_of_the_crash_too(tmp_path: Path) -> None:
     one, other = record(), record()
     dead = FileLedgerStore(tmp_path)
