@@ -863,6 +863,23 @@ COST = Dashboard(
             ),
         ),
         Row(
+            "The ledger",
+            (
+                Panel(
+                    "Records forced out",
+                    "Lost: `usage.records_max` was reached before a sink had them, or before `usage.kept_s`.",
+                    "short",
+                    _one(f"3600 * {_rate('llm_api_usage_forced_out_total')}", "an hour"),
+                ),
+                Panel(
+                    "Records set aside",
+                    "Kept apart by a sink, since it could not hold them with the others.",
+                    "short",
+                    _one(f"3600 * {_rate('llm_api_usage_set_aside_total', 'sink')}", "{{sink}} an hour"),
+                ),
+            ),
+        ),
+        Row(
             "Strain and abuse",
             (
                 Panel(

@@ -110,8 +110,11 @@ def usage(parsed: argparse.Namespace) -> int:
         work = command.report_capacity(settings, **times, step_s=parsed.capacity, as_json=parsed.json)
     else:
         work = command.report(settings, **times, by=list(dict.fromkeys(parsed.by)), as_json=parsed.json)
-    for line in asyncio.run(work):
+    printed = asyncio.run(work)
+    for line in printed.lines:
         print(line)
+    if printed.warning is not None:
+        print(f"llm-api usage: {printed.warning}", file=sys.stderr)
     return 0
 
 

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from service.config import Settings
 from service.domain.limits import decimal_usd
 from service.domain.names import plain_name
-from service.engine.usage_report import By, UsageSum, capacity, unusual, usage_by
+from service.engine.usage_report import By, UsageSum, capacity, complete_since, unusual, usage_by
 from service.wiring import open_usage
 
 WIDEST = 64
@@ -16,22 +17,32 @@ WIDEST = 64
 COLUMNS = ("requests", "failed", "cancelled", "input_tokens", "output_tokens", "cost_usd", "unpriced", "estimated")
 
 
-async def report(settings: Settings, *, since: float, until: float, by: Sequence[By], as_json: bool) -> Sequence[str]:
+@dataclass(frozen=True, slots=True)
+class Printed:
+    """What the command says."""
+
+    lines: Sequence[str]
+    warning: str | None = None
+    """What is missing in them."""
+
+
+async def report(settings: Settings, *, since: float, until: float, by: Sequence[By], as_json: bool) -> Printed:
     """Return the lines for what ended in this time, in seconds since the epoch. Raises ``StoreUnavailable``."""
     async with open_usage(settings) as source:
         rows = [_row(total, by) for total in await usage_by(source.read(since, until), by)]
-    return _lines(rows, [*by, *COLUMNS], as_json=as_json)
+        whole = await complete_since(source, since, until)
+    rows = [{**row, "complete_since": _instant(whole)} for row in rows]
+    return Printed(_lines(rows, [*by, *COLUMNS], as_json=as_json), _missing(since, whole))
 
 
-async def report_capacity(
-    settings: Settings, *, since: float, until: float, step_s: int, as_json: bool
-) -> Sequence[str]:
+async def report_capacity(settings: Settings, *, since: float, until: float, step_s: int, as_json: bool) -> Printed:
     """Return a line for each step of time. Raises ``StoreUnavailable``."""
     async with open_usage(settings) as source:
         steps = await capacity(source.read(since, until), since=since, until=until, step_s=float(step_s))
+        whole = await complete_since(source, since, until)
     rows = [
         {
-            "at": datetime.fromtimestamp(step.at, UTC).isoformat(timespec="seconds"),
+            "at": _instant(step.at),
             "requests": step.requests,
             "input_tokens": step.input_tokens,
             "output_tokens": step.output_tokens,
@@ -40,10 +51,10 @@ async def report_capacity(
         }
         for step in steps
     ]
-    return _lines(rows, list(rows[0]), as_json=as_json)
+    return Printed(_lines(rows, list(rows[0]), as_json=as_json), _missing(since, whole))
 
 
-async def report_unusual(settings: Settings, *, as_json: bool) -> Sequence[str]:
+async def report_unusual(settings: Settings, *, as_json: bool) -> Printed:
     """Return the lines for users who are far from their own norm."""
     async with open_usage(settings) as source:
         found = await unusual(source, now=datetime.now(UTC).timestamp())
@@ -59,7 +70,17 @@ async def report_unusual(settings: Settings, *, as_json: bool) -> Sequence[str]:
         for one in found
     ]
     names = ["key", "user", "tokens", "usual_tokens", "requests", "cost_usd"]
-    return _lines(rows, names, as_json=as_json)
+    return Printed(_lines(rows, names, as_json=as_json))
+
+
+def _missing(since: float, whole: float) -> str | None:
+    if whole <= since:
+        return None
+    return f"records from before {_instant(whole)} are missing: the ledger let go of them, or began later"
+
+
+def _instant(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def _row(total: UsageSum, by: Sequence[By]) -> dict[str, Any]:

@@ -321,8 +321,8 @@ async def _drained(
         lines = UsageDrain(log=log, sink=files, name="files", metrics=metrics)
         await stack.enter_async_context(lines.running())
     if settings.postgres_url is not None:
-        # Reports have connections of their own, so that none keeps the drain waiting.
-        reports = PostgresUsage(settings.postgres_url, connections_max=AT_ONCE)
+        # Reports have connections of their own, so that none keeps the drain waiting, and one for how whole they are.
+        reports = PostgresUsage(settings.postgres_url, connections_max=AT_ONCE + 1)
         source = await stack.enter_async_context(reports.opened())
         postgres = await stack.enter_async_context(PostgresUsage(settings.postgres_url).opened())
         rows = UsageDrain(log=log, sink=postgres, name="postgres", metrics=metrics)

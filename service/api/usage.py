@@ -15,7 +15,7 @@ from service.domain.limits import decimal_usd
 from service.domain.principal import RequestContext
 from service.domain.usage_record import UsageRecord
 from service.engine.bounded_usage import BoundedUsage
-from service.engine.usage_report import By, UsageSum, capacity, unusual, usage_by
+from service.engine.usage_report import By, UsageSum, capacity, complete_since, unusual, usage_by
 from service.errors import PermissionDenied, StoreUnavailable
 from service.resources import Resources
 
@@ -122,6 +122,8 @@ class UsageAnswer(BaseModel):
 
     since: datetime
     until: datetime
+    complete_since: datetime
+    """From when on no record is missing: ``since``, unless the ledger let go of some, or began later."""
     data: list[UsageGroup]
 
 
@@ -142,6 +144,8 @@ class CapacityAnswer(BaseModel):
 
     since: datetime
     until: datetime
+    complete_since: datetime
+    """As at ``GET /usage``."""
     step_s: int
     data: list[Step]
 
@@ -170,9 +174,9 @@ async def usage(resources: AllResources, context: Context, query: Annotated[Usag
     since, until = query.bounds(_now(resources))
     by = list(dict.fromkeys(query.by))
     sums = await usage_by(_visible(resources, context, since, until), by)
-    return json_response(
-        UsageAnswer(since=_at(since), until=_at(until), data=[UsageGroup.of(total, by) for total in sums])
-    )
+    whole = _at(await complete_since(_source(resources), since, until))
+    data = [UsageGroup.of(total, by) for total in sums]
+    return json_response(UsageAnswer(since=_at(since), until=_at(until), complete_since=whole, data=data))
 
 
 @router.get("/capacity", response_model=CapacityAnswer, responses=_FAILURES)
@@ -195,7 +199,10 @@ async def usage_capacity(
         )
         for step in steps
     ]
-    return json_response(CapacityAnswer(since=_at(since), until=_at(until), step_s=query.step_s, data=data))
+    whole = _at(await complete_since(_source(resources), since, until))
+    return json_response(
+        CapacityAnswer(since=_at(since), until=_at(until), complete_since=whole, step_s=query.step_s, data=data)
+    )
 
 
 @router.get("/unusual", response_model=UnusualAnswer, responses=_FAILURES)

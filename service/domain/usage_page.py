@@ -21,6 +21,19 @@ PAGE = 500
 """Records in a full one."""
 START = "0-0"
 """The position before the first record."""
+FORCED_OUT = "forced_out"
+"""The reason of an entry that stands for records which were forced out before they were taken."""
+
+
+def forced_out(after: str) -> Unreadable:
+    """Make the entry that stands for what followed this position. Its own position is that of the last of them."""
+    return Unreadable(after.encode(), FORCED_OUT)
+
+
+def position_order(position: str) -> tuple[int, int]:
+    """Return what positions are compared by: milliseconds since the epoch, and a number; ``ValueError`` for none."""
+    milliseconds, number = position.split("-")
+    return int(milliseconds), int(number)
 
 
 class UsageLog(Protocol):

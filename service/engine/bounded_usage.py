@@ -44,6 +44,10 @@ class BoundedUsage:
                 if number % TURN == 0:
                     await asyncio.sleep(0)
 
+    async def complete_since(self, until: float) -> float:
+        """See :class:`service.engine.usage_report.UsageSource`."""
+        return await self._source.complete_since(until)
+
     async def _records(self, since: float, until: float, principal: str | None) -> AsyncGenerator[UsageRecord]:
         source = self._source
         if principal is not None and isinstance(source, FilteringSource):

@@ -44,12 +44,17 @@ class Invoices:
             call.usage.estimated and not call.invoiced and call.provider in self._invoices for call in record.calls
         )
 
-    async def settled(self, record: UsageRecord, *, within_s: float, every_s: float) -> UsageRecord:
-        """Return the record as the invoices have it; what they do not say in time stays an estimate."""
+    async def settled(
+        self, record: UsageRecord, *, price: Price | None, within_s: float, every_s: float
+    ) -> UsageRecord:
+        """Return the record as the invoices have it; what they do not say in time stays an estimate.
+
+        ``price`` is what the record names.
+        """
         try:
             async with asyncio.timeout(within_s):
                 while True:
-                    record = await self._asked(record)
+                    record = await self._asked(record, price)
                     if not self.may_know(record):
                         return record
                     await asyncio.sleep(every_s)
@@ -57,7 +62,7 @@ class Invoices:
             logger.warning("an invoice does not tell of a call: its usage stays estimated", extra={"id": record.id})
             return record
 
-    async def _asked(self, record: UsageRecord) -> UsageRecord:
+    async def _asked(self, record: UsageRecord, price: Price | None) -> UsageRecord:
         calls = list(record.calls)
         for provider, invoice in self._invoices.items():
             wanted = [call.id for call in calls if call.provider == provider and call.usage.estimated]
@@ -70,15 +75,10 @@ class Invoices:
             for place, call in enumerate(calls):
                 if call.id in wanted and call.id not in told:
                     # The provider never saw it.
-                    calls[place] = self._with(record, call, Usage(0, 0))
+                    calls[place] = _with(price, call, Usage(0, 0))
                 elif (found := told.get(call.id)) is not None:
-                    calls[place] = self._with(record, call, found[1])
+                    calls[place] = _with(price, call, found[1])
         return replace(record, calls=tuple(calls))
-
-    def _with(self, record: UsageRecord, call: CallRecord, usage: Usage) -> CallRecord:
-        price = self._price_of(record.model)
-        cost = None if price is None else price.nano_usd(usage)
-        return replace(call, usage=usage, cost_nano_usd=cost, invoiced=True)
 
     async def crashed(self, draft: UsageRecord, *, ended_at: float, within_s: float, every_s: float) -> UsageRecord:
         """Return the record of a generation whose process is gone, with the calls that invoices know of.
@@ -86,8 +86,10 @@ class Invoices:
         Where they know of none, and not all of its providers have one, it is one call to nobody knows whom, as large as
         it was estimated.
         """
+        price = self._price_of(draft.model)
+        draft = _repriced(draft, price)
         if draft.ended_at is not None:  # only its settlement was left to do
-            return await self.settled(draft, within_s=within_s, every_s=every_s)
+            return await self.settled(draft, price=price, within_s=within_s, every_s=every_s)
         record = replace(draft, ended_at=ended_at, outcome=CRASHED, fault="us")
         calls: list[CallRecord] = []
         ids = [f"{draft.id}-{number}" for number in range(1, CALLS_MAX + 1)]
@@ -100,16 +102,31 @@ class Invoices:
                     told = await _told(self._invoices[provider], ids, every_s)
                     unheard.discard(provider)
                     calls += [
-                        self._with(record, CallRecord(call_id, provider, model, CRASHED), usage)
+                        _with(price, CallRecord(call_id, provider, model, CRASHED), usage)
                         for call_id, (model, usage) in told.items()
                     ]
         except TimeoutError:
             logger.warning("an invoice does not tell of a crash: its usage stays estimated", extra={"id": draft.id})
         if unheard and not calls:
-            price = self._price_of(record.model)
-            cost = None if price is None else price.nano_usd(draft.estimate)
-            calls = [CallRecord(f"{draft.id}-1", "", "", CRASHED, draft.estimate, cost)]
+            calls = [CallRecord(f"{draft.id}-1", "", "", CRASHED, draft.estimate, _cost(price, draft.estimate))]
         return replace(record, calls=tuple(calls))
+
+
+def _with(price: Price | None, call: CallRecord, usage: Usage) -> CallRecord:
+    return replace(call, usage=usage, cost_nano_usd=_cost(price, usage), invoiced=True)
+
+
+def _cost(price: Price | None, usage: Usage) -> int | None:
+    return None if price is None else price.nano_usd(usage)
+
+
+def _repriced(record: UsageRecord, price: Price | None) -> UsageRecord:
+    """Return a record that another process began by this price: of its own one, only the name is known."""
+    name = None if price is None else price.name
+    if name == record.price:
+        return record
+    calls = tuple(replace(call, cost_nano_usd=_cost(price, call.usage)) for call in record.calls)
+    return replace(record, price=name, calls=calls)
 
 
 async def _told(invoice: Invoice, ids: Sequence[str], every_s: float) -> Mapping[str, tuple[str, Usage]]:

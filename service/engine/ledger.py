@@ -151,7 +151,7 @@ class Account:
             self._is_closed = True
             record = self._record(error)
             self._ledger.tell(record, self._context, self.content)
-            self._kept = self._ledger.closed(record, was_open=self._is_open)
+            self._kept = self._ledger.closed(record, self._entry.price, was_open=self._is_open)
         if self._is_open and self._kept is not None:
             # Whoever stops waiting here does not stop the writing.
             await asyncio.shield(self._kept)
@@ -220,7 +220,7 @@ class Ledger:
         if self._writer is not None:
             await asyncio.shield(self._writer.put(Entry("open", draft)))
 
-    def closed(self, record: UsageRecord, *, was_open: bool) -> asyncio.Future[None] | None:
+    def closed(self, record: UsageRecord, price: Price | None, *, was_open: bool) -> asyncio.Future[None] | None:
         """Write a record; the future ends when it is kept. Where an invoice may know better, it is asked first."""
         writer = self._writer
         if writer is None:
@@ -229,14 +229,14 @@ class Ledger:
             return writer.put(Entry("record", record))
         if not self._invoices.may_know(record):
             return writer.put(Entry("close", record))
-        task = asyncio.get_running_loop().create_task(self._settle(writer, record), name=f"settle {record.id}")
+        task = asyncio.get_running_loop().create_task(self._settle(writer, record, price), name=f"settle {record.id}")
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
         return writer.put(Entry("amend", record))
 
-    async def _settle(self, writer: LedgerWriter, record: UsageRecord) -> None:
+    async def _settle(self, writer: LedgerWriter, record: UsageRecord, price: Price | None) -> None:
         # Cancelled at the end of the process, it is left to another one, which finds the draft.
-        settled = await self._invoices.settled(record, within_s=SETTLE_S, every_s=SETTLE_EVERY_S)
+        settled = await self._invoices.settled(record, price=price, within_s=SETTLE_S, every_s=SETTLE_EVERY_S)
         writer.put(Entry("close", settled))
 
     def tell(self, record: UsageRecord, context: RequestContext, content: Content | None = None) -> None:

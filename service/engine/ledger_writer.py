@@ -46,6 +46,10 @@ class LedgerStore(Protocol):
         """Yield the records of what ended in this time, in seconds since the epoch, oldest first."""
         ...
 
+    async def complete_since(self, until: float) -> float:
+        """Tell from when on no record that ended before ``until`` is missing, in seconds since the epoch."""
+        ...
+
 
 class Journal(Protocol):
     """Where batches are kept while the store is away."""

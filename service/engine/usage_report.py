@@ -30,6 +30,10 @@ class UsageSource(Protocol):
         """Yield the records of what ended in this time, in seconds since the epoch."""
         ...
 
+    async def complete_since(self, until: float) -> float:
+        """Tell from when on no record that ended before ``until`` is missing, in seconds since the epoch."""
+        ...
+
 
 @dataclass(slots=True)
 class UsageSum:
@@ -106,6 +110,14 @@ _GROUPS: dict[By, Callable[[UsageRecord], str]] = {
     "provider": lambda record: record.provider or NOBODY,
     "day": lambda record: _day(record.ended_at or record.began_at),
 }
+
+
+async def complete_since(source: UsageSource, since: float, until: float) -> float:
+    """Tell from when on an answer on this time is complete: ``since`` where all of it is, ``until`` where nothing is.
+
+    To be asked once the records are read: some may have gone meanwhile.
+    """
+    return max(since, min(until, await source.complete_since(until)))
 
 
 async def usage_by(records: AsyncIterator[UsageRecord], by: Sequence[By]) -> list[UsageSum]:

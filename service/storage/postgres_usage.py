@@ -10,12 +10,24 @@ import msgspec
 from pydantic import SecretStr
 
 from service.domain.usage_columns import columns_of
-from service.domain.usage_page import PAGE, START, Page, SetAside, Taken, Unreadable, UsageLog
+from service.domain.usage_page import (
+    FORCED_OUT,
+    PAGE,
+    START,
+    Page,
+    SetAside,
+    Taken,
+    Unreadable,
+    UsageLog,
+    position_order,
+)
 from service.domain.usage_record import CRASHED, UsageRecord
 from service.errors import StoreUnavailable
 from service.storage.usage_json import record_as_json, record_of_json
 
 TIMEOUT_S = 10.0
+SKEW_S = 60.0
+"""By how much the clock of who writes a record may be before that of the ledger's store."""
 LOCK = "SELECT pg_try_advisory_xact_lock(hashtextextended($1, 7205759403792793))"
 """One process at a time drains a ledger."""
 
@@ -186,6 +198,15 @@ class PostgresUsage:
         async for record in self._read("principal = $3", since, until, principal):
             yield record
 
+    async def complete_since(self, until: float) -> float:
+        """See :class:`service.engine.usage_report.UsageSource`: after what was forced out before it came."""
+        async with self._connection() as connection:
+            gaps = await connection.fetch(
+                "SELECT record, position FROM llm_api_usage_aside WHERE reason = $1", FORCED_OUT
+            )
+        ends = [_seconds(gap["position"]) for gap in gaps if _seconds(gap["record"].decode()) < until]
+        return max(ends) + SKEW_S if ends else 0.0
+
     async def _read(self, condition: str, since: float, until: float, *values: str) -> AsyncIterator[UsageRecord]:
         async with self._connection() as connection, connection.transaction(readonly=True):
             rows = connection.cursor(
@@ -231,6 +252,11 @@ async def _make_tables(connection: Any) -> None:
         if await connection.fetchval("SELECT to_regclass($1)", table) is None:
             await connection.execute(SCHEMA)
             return
+
+
+def _seconds(position: str) -> float:
+    """Return when a position of the ledger was written, in seconds since the epoch."""
+    return position_order(position)[0] / 1_000
 
 
 def _unreadable(page: Page) -> list[tuple[str, Unreadable]]:

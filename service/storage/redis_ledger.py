@@ -13,8 +13,8 @@ from redis.commands.core import AsyncScript
 
 from service.config import RedisSettings, UsageSettings
 from service.domain.ledger import Batch
-from service.domain.usage_page import PAGE, START, Page, Unreadable
-from service.domain.usage_record import UsageRecord
+from service.domain.usage_page import PAGE, START, Page, Unreadable, forced_out, position_order
+from service.domain.usage_record import CRASHED, UsageRecord
 from service.errors import StoreUnavailable
 from service.storage.redis import close_redis, redis_client, redis_errors, script_errors
 from service.storage.usage_json import record_as_json, record_of_json, record_or_not
@@ -29,6 +29,8 @@ MAX_CONNECTIONS = 4
 SCAN = 200
 SKEW_S = 60.0
 """By how much a process's clock may be before the store's."""
+TOLD_AGAIN_S = 60.0
+"""After so long without a record that was forced out, the next one is told to the log."""
 
 
 class RedisLedgerStore:
@@ -37,6 +39,7 @@ class RedisLedgerStore:
     def __init__(
         self, *, redis: RedisSettings, settings: UsageSettings, metrics: Metrics | None = None, prefix: str = PREFIX
     ) -> None:
+        """Who only reads takes no ``metrics``."""
         self._redis = redis
         self._settings = settings
         self._metrics = metrics
@@ -47,6 +50,8 @@ class RedisLedgerStore:
         self._id: str | None = None
         self._silent_since: dict[str, float] = {}
         """Of each owner, from when on nobody has heard of it, on the monotonic clock."""
+        self._forced_at = -TOLD_AGAIN_S
+        """When a record was forced out last, on the monotonic clock."""
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator["RedisLedgerStore"]:
@@ -64,7 +69,9 @@ class RedisLedgerStore:
         entries = (
             part for entry in batch.entries for part in (entry.kind, entry.record.id, record_as_json(entry.record))
         )
-        return bool(await self._run("apply", batch.owner, batch.number, self._lease_ms, *self._kept, *entries))
+        kept, lost = await self._run("apply", batch.owner, batch.number, self._lease_ms, *self._kept, *entries)
+        self._tell_forced_out(lost)
+        return bool(kept)
 
     async def beat(self, owner: str) -> None:
         """See :class:`service.engine.ledger_writer.LedgerStore`."""
@@ -91,22 +98,45 @@ class RedisLedgerStore:
 
     async def adopt(self, record: UsageRecord) -> bool:
         """See :class:`service.engine.ledger_writer.LedgerStore`."""
-        return bool(await self._run("adopt", record.id, record_as_json(record), *self._kept))
+        adopted, lost = await self._run("adopt", record.id, record_as_json(record), *self._kept)
+        self._tell_forced_out(lost)
+        return bool(adopted)
 
     async def read(self, since: float, until: float) -> AsyncIterator[UsageRecord]:
         """See :class:`service.engine.ledger_writer.LedgerStore`.
 
         What was kept elsewhere during an outage stands later among the records than it ended. What is no record is
-        passed over, and told to the log.
+        passed over, and told to the log. A crash comes last, and not where the true record follows it.
         """
         unreadable = 0
+        crashed: dict[str, UsageRecord] = {}
         async for record in self._follow(f"{max(0, int((since - SKEW_S) * 1_000))}-0"):
             if isinstance(record, Unreadable):
                 unreadable += 1
-            elif record.ended_at is not None and since <= record.ended_at < until:
+                continue
+            if record.outcome == CRASHED:
+                crashed[record.id] = record
+                continue
+            crashed.pop(record.id, None)
+            if record.ended_at is not None and since <= record.ended_at < until:
+                yield record
+        for record in crashed.values():
+            if record.ended_at is not None and since <= record.ended_at < until:
                 yield record
         if unreadable:
             logger.warning("the ledger has entries that are no records", extra={"count": unreadable})
+
+    async def complete_since(self, until: float) -> float:
+        """See :class:`service.engine.ledger_writer.LedgerStore`. Before its first record, a ledger knows nothing."""
+        del until
+        with redis_errors():
+            async with self._client.pipeline(transaction=True) as pipe:
+                pipe.hget(self._about, "since")
+                pipe.xrange(self._keys[1], count=1)
+                since, first = await pipe.execute()
+        if since is not None:
+            return int(since) / 1_000
+        return position_order(first[0][0].decode())[0] / 1_000 if first else time.time()
 
     async def ledger_id(self) -> str:
         """See :class:`service.domain.usage_page.UsageLog`. Drawn once for a store, and lost with what is in it."""
@@ -117,16 +147,22 @@ class RedisLedgerStore:
         return self._id
 
     async def page(self, ledger_id: str, after: str) -> Page:
-        """See :class:`service.domain.usage_page.UsageLog`. The id is asked in the round trip that reads."""
+        """See :class:`service.domain.usage_page.UsageLog`. The id is asked in the round trip that reads.
+
+        What was forced out in between stands as one entry that is no record.
+        """
         with redis_errors():
             async with self._client.pipeline(transaction=True) as pipe:
-                pipe.hget(self._about, "id")
+                pipe.hmget(self._about, "id", "forced")
                 pipe.xrange(self._keys[1], min=f"({after}", max="+", count=PAGE)
-                found, entries = await pipe.execute()
+                (found, forced), entries = await pipe.execute()
         if found is None or found.decode() != ledger_id:
             self._id = None
             raise StoreUnavailable("the ledger's store is another one than before, or lost what it had")
-        return [(entry_id.decode(), _entry(fields)) for entry_id, fields in entries]
+        page = [(entry_id.decode(), _entry(fields)) for entry_id, fields in entries]
+        if forced is not None and position_order(forced.decode()) > position_order(after):
+            page.insert(0, (forced.decode(), forced_out(after)))
+        return page[:PAGE]
 
     async def sink_at(self, sink: str, position: str | None) -> None:
         """See :class:`service.domain.usage_page.UsageLog`. A sink of which nobody hears for a day is forgotten."""
@@ -149,6 +185,20 @@ class RedisLedgerStore:
                 yield _entry(fields)
             if len(page) < PAGE:
                 return
+
+    def _tell_forced_out(self, lost: int) -> None:
+        """Count what was forced out, and tell the log when that begins."""
+        if not lost:
+            return
+        now = time.monotonic()
+        if now - self._forced_at >= TOLD_AGAIN_S:
+            logger.error(
+                "usage.records_max forces records out of the store that are kept nowhere else: raise it",
+                extra={"count": lost, "records_max": self._settings.records_max},
+            )
+        self._forced_at = now
+        if self._metrics is not None:
+            self._metrics.usage_forced_out.inc(lost)
 
     @property
     def _lease_ms(self) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import orjson
 
 from service.domain.usage_columns import columns_of
-from service.domain.usage_page import START, Page, SetAside, Taken, Unreadable, UsageLog
+from service.domain.usage_page import START, Page, SetAside, Taken, Unreadable, UsageLog, position_order
 from service.domain.usage_record import UsageRecord
 from service.errors import StoreUnavailable
 from service.storage.usage_json import record_as_json
@@ -84,7 +84,7 @@ class UsageFiles:
             if position is not None:
                 found.append(position)
                 break
-        return max(found, key=_order)
+        return max(found, key=position_order)
 
     @property
     def _position_path(self) -> Path:
@@ -93,7 +93,7 @@ class UsageFiles:
     def _noted(self) -> str:
         try:
             position = self._position_path.read_text("ascii")
-            _order(position)
+            position_order(position)
         except (FileNotFoundError, ValueError):
             return START
         return position
@@ -168,17 +168,11 @@ def _last_of(lines: bytes) -> str | None:
     for line in reversed(lines.splitlines()):
         try:
             position: str = orjson.loads(line)["position"]
-            _order(position)
+            position_order(position)
         except (ValueError, TypeError, KeyError, AttributeError):
             continue
         return position
     return None
-
-
-def _order(position: str) -> tuple[int, int]:
-    """Return what positions are compared by; raise ``ValueError`` for what is none."""
-    milliseconds, number = position.split("-")
-    return int(milliseconds), int(number)
 
 
 def _plain(value: object) -> str:

@@ -528,6 +528,12 @@ class Metrics:
             ["sink"],
             registry=registry,
         )
+        self.usage_forced_out = Counter(
+            "llm_api_usage_forced_out_total",
+            "Records of usage that usage.records_max forced out of the store before a sink had them; without a sink, "
+            "before usage.kept_s.",
+            registry=registry,
+        )
         self.ledger_adopted = Counter(
             "llm_api_ledger_adopted_total",
             "Records that were written for processes that died.",

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Protocol
 
-from service.domain.usage_page import PAGE, Taken, UsageLog
+from service.domain.usage_page import FORCED_OUT, PAGE, Taken, UsageLog
 from service.errors import StoreUnavailable
 from service.telemetry.metrics import Metrics
 
@@ -32,6 +32,7 @@ class UsageDrain:
         self._sink = sink
         self._name = name
         self._metrics = metrics
+        metrics.usage_set_aside.labels(name)  # at 0, so that the first one is a growth
         self._every_s = every_s
 
     @asynccontextmanager
@@ -76,6 +77,13 @@ class UsageDrain:
 
     def _tell(self, taken: Taken) -> None:
         for one in taken.set_aside:
+            if one.reason == FORCED_OUT:  # what forced them out has counted them
+                logger.error(
+                    "records of usage were forced out by usage.records_max before %s had them",
+                    self._name,
+                    extra={"sink": self._name, "position": one.position},
+                )
+                continue
             logger.error(
                 "a record of usage could not be kept with the others, and is set aside",
                 extra={"sink": self._name, "position": one.position, "reason": one.reason},

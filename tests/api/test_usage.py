@@ -56,6 +56,12 @@ async def test_usage_is_summed_up_with_its_cost(api: FakeApp) -> None:
     assert (row["model"], row["provider"]) == ("gpt-4o", "fake")
 
 
+@pytest.mark.parametrize("path", ["/usage", "/usage/capacity"])
+async def test_an_answer_says_from_when_on_it_is_complete(api: FakeApp, path: str) -> None:
+    answer = (await api.client.get(path, headers=bearer(ALICE))).json()
+    assert answer["complete_since"] == answer["since"]  # of files, none goes
+
+
 async def test_a_key_sees_its_own_usage_and_one_that_may_all(api: FakeApp) -> None:
     await ask(api)
     await ask(api, BOB)

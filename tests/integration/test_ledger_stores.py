@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 
 from service.config import RedisSettings, UsageSettings
 from service.domain.ledger import Entry
+from service.domain.usage_page import FORCED_OUT, PAGE, START, Unreadable, position_order
 from service.domain.usage_record import CRASHED, UsageRecord
 from service.engine.ledger_writer import LedgerStore, LedgerWriter
 from service.errors import StoreUnavailable
@@ -33,12 +34,14 @@ FOREVER = 1e11
 
 @asynccontextmanager
 async def redis_ledger(
-    url: str, *, lease_s: float = 60.0, prefix: str | None = None
+    url: str, *, lease_s: float = 60.0, records_max: int = 1_000_000, metrics: Metrics | None = None
 ) -> AsyncIterator[RedisLedgerStore]:
-    settings = UsageSettings.model_construct(**{**UsageSettings().model_dump(), "lease_s": lease_s})
+    more = {"lease_s": lease_s, "records_max": records_max}
+    settings = UsageSettings.model_construct(**{**UsageSettings().model_dump(), **more})
     store = RedisLedgerStore(
         redis=RedisSettings(url=SecretStr(url), timeout_s=0.5),
         settings=settings,
+        metrics=metrics,
         prefix=f"{{usage-{secrets.token_hex(4)}}}:",
     )
     async with store.opened():
@@ -149,6 +152,15 @@ async def test_who_was_only_cut_off_puts_its_own_record_in_place_of_the_crash(re
         assert not await store.adopt(record(settled.id, outcome=CRASHED))
 
 
+async def test_where_a_crash_and_the_true_record_both_stand_the_true_one_counts_alone(redis_url: str) -> None:
+    one, other = record(ended_at=9_000.0), record(outcome=CRASHED, ended_at=1_000.0)
+    async with redis_ledger(redis_url) as store:
+        crash = record(one.id, outcome=CRASHED, ended_at=1_000.0)
+        await store.apply(batch("a", 1, ("record", crash), ("record", other), ("record", one)))
+        assert await kept(store) == [one, other]
+        assert await kept(store, 0, 2_000) == [other]  # wherever the true one counts
+
+
 async def test_a_file_puts_a_record_in_place_of_the_crash_too(tmp_path: Path) -> None:
     one, other = record(), record()
     dead = FileLedgerStore(tmp_path)
@@ -182,6 +194,101 @@ async def test_the_store_forgets_processes_that_are_gone_for_as_long_as_records_
         await client.pexpire(key, 1_000)  # an idle process is not forgotten
         await store.beat("gone")
         assert await client.pttl(key) > 1_000
+
+
+async def filled(store: RedisLedgerStore, count: int, *, first: int = 1) -> None:
+    """Write so many records, a hundred at once."""
+    for number in range(first, first + count, 100):
+        await store.apply(batch("a", number, *(("record", record()) for _ in range(100))))
+
+
+async def positions(store: RedisLedgerStore, after: str = START) -> list[str]:
+    """List those of the records, without the entry that tells of others."""
+    found: list[str] = []
+    while page := await store.page(await store.ledger_id(), found[-1] if found else after):
+        found += [position for position, one in page if isinstance(one, UsageRecord)]
+    return found
+
+
+async def gaps(store: RedisLedgerStore, after: str = START) -> list[tuple[str, bytes]]:
+    page = await store.page(await store.ledger_id(), after)
+    return [(position, one.raw) for position, one in page if isinstance(one, Unreadable) and one.reason == FORCED_OUT]
+
+
+FEW = 50
+
+
+def forced_out(metrics: Metrics) -> float:
+    return metrics.registry.get_sample_value("llm_api_usage_forced_out_total") or 0.0
+
+
+@pytest.mark.parametrize("taken", [None, 0, 30, 150])
+async def test_what_is_forced_out_before_a_sink_has_it_is_counted_and_told(
+    redis_url: str, taken: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics = Metrics(CollectorRegistry())
+    async with redis_ledger(redis_url, records_max=FEW, metrics=metrics) as store:
+        await store.ledger_id()
+        if taken is not None:
+            await store.sink_at("files", START)
+        await filled(store, 100)
+        first = await positions(store)
+        assert (len(first), forced_out(metrics), await gaps(store)) == (100, 0, [])
+        at = START
+        if taken:
+            at = first[min(taken, 100) - 1]
+            await store.sink_at("files", at)
+        await filled(store, 500, first=101)
+        left = await positions(store)
+        lost = 600 - len(left) - min(taken or 0, 100)
+        assert FEW <= len(left) <= FEW + 200  # whole nodes, and a batch
+        assert forced_out(metrics) == lost
+        ((end, begin),) = await gaps(store, at)
+        assert (begin.decode(), position_order(end) < position_order(left[0])) == (at, True)
+        assert await gaps(store, end) == []
+        assert await store.complete_since(FOREVER) > position_order(left[0])[0] / 1_000
+    told = [line for line in caplog.records if "records_max" in line.message]
+    assert len(told) == 1
+
+
+async def test_what_all_sinks_have_is_let_go_without_a_word(redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    metrics = Metrics(CollectorRegistry())
+    async with redis_ledger(redis_url, records_max=FEW, metrics=metrics) as store:
+        at = START
+        for number in range(1, 1_001):
+            await store.apply(batch("a", number, ("record", record())))
+            if number % 20 == 0:
+                page = await store.page(await store.ledger_id(), at)
+                assert len(page) == 20  # none was lost, and nothing stands for one
+                at = page[-1][0]
+                await store.sink_at("files", at)
+        assert FEW <= len(await kept(store)) <= FEW + 100
+        assert forced_out(metrics) == 0
+        assert not caplog.records
+
+
+async def test_a_full_page_holds_no_more_for_what_was_forced_out(redis_url: str) -> None:
+    async with redis_ledger(redis_url, records_max=2 * PAGE) as store:
+        await filled(store, 3 * PAGE)
+        page = await store.page(await store.ledger_id(), START)
+        assert len(page) == PAGE
+        assert len(await positions(store)) == len(await kept(store))
+
+
+async def test_a_ledger_is_complete_since_its_first_record(redis_url: str) -> None:
+    async with redis_ledger(redis_url) as store:
+        empty = await store.complete_since(FOREVER)
+        await filled(store, 200)
+        (first, *_) = await positions(store)
+        assert await store.complete_since(FOREVER) == position_order(first)[0] / 1_000 >= empty - 1
+
+
+async def test_a_ledger_that_lost_some_is_complete_from_then_on(redis_url: str) -> None:
+    async with redis_ledger(redis_url) as store, Redis.from_url(redis_url) as client:
+        await store.apply(batch("a", 1, ("record", record())))
+        at = await client.time()
+        assert not await store.apply(batch("a", 3, ("record", record())))
+        assert await store.complete_since(FOREVER) >= at[0] + at[1] / 1e6 - 0.001
 
 
 async def test_a_script_that_fails_by_itself_is_no_outage(redis_url: str, tmp_path: Path) -> None:

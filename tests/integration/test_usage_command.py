@@ -2,6 +2,7 @@
 
 import json
 import signal
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -40,6 +41,10 @@ def test_usage_is_told_while_the_service_runs_and_after_it(tmp_path: Path, store
         told = json.loads(result.stdout)
         assert (told["user"], told["requests"], told["output_tokens"]) == ("user-1", 1, 3)
         assert told["input_tokens"] == answered["input_tokens"]
+        # The store's ledger began today, and knows nothing of the time before; files are there from the beginning.
+        assert ("records from before" in result.stderr) is (store == "true")
+        begun = datetime.fromisoformat(told["complete_since"])
+        assert (datetime.now(UTC) - begun < timedelta(hours=12)) is (store == "true")
     lines = run("usage", "--capacity", "3600", "--json", settings=settings).stdout.splitlines()
     steps = [json.loads(line) for line in lines]
     assert len(steps) == 24

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from typing_extensions import override
 
 from service.domain.generation import Usage
-from service.domain.usage_page import Page, Unreadable
+from service.domain.usage_page import Page, Unreadable, forced_out
 from service.domain.usage_record import CallRecord, UsageRecord
 from service.errors import StoreUnavailable
 from service.storage.postgres_usage import PostgresUsage
@@ -117,6 +117,15 @@ async def test_a_record_that_the_database_refuses_is_set_aside_and_stops_no_othe
     (row,) = await connection.fetch("SELECT * FROM llm_api_usage_aside")
     await connection.close()
     assert (row["position"], row["record"]) == ("3-0", as_kept(bad))
+
+
+async def test_a_table_says_from_when_on_nothing_was_forced_out_before_it_came(sink: PostgresUsage) -> None:
+    log = Log(0)
+    log.entries = [("1000-0", record()), ("9000-3", forced_out("1000-0")), ("9000-4", record())]
+    await sink.drain(log)
+    assert len(await stored(sink)) == 2
+    assert await sink.complete_since(1e9) == 69.0  # and the clock of who wrote one may have been a minute ahead
+    assert await sink.complete_since(1.0) == 0.0  # what ended before had come
 
 
 async def test_a_true_record_replaces_the_one_of_a_crash_and_no_other(sink: PostgresUsage, postgres_url: str) -> None:
@@ -339,6 +348,15 @@ async def test_what_no_line_can_hold_is_set_aside_and_stops_no_other(
     assert written(tmp_path) == [one.id for one in log.records if one.id != "bad"]
     [line] = aside_lines(tmp_path)
     assert (line["position"], base64.b64decode(line["record_base64"])) == ("3-0", as_kept(bad))
+
+
+async def test_files_tell_of_what_was_forced_out_before_it_came(tmp_path: Path) -> None:
+    log = Log(0)
+    log.entries = [("9-3", forced_out("1-0")), ("9-4", record())]
+    await drained(tmp_path, log)
+    assert len(written(tmp_path)) == 1
+    [line] = aside_lines(tmp_path)
+    assert (line["position"], line["reason"], base64.b64decode(line["record_base64"])) == ("9-3", "forced_out", b"1-0")
 
 
 async def test_files_go_on_behind_what_was_set_aside_alone(tmp_path: Path) -> None:

@@ -298,6 +298,8 @@ CASES: dict[str, Callable[[Alert], Iterator[Case]]] = {
     "LLMAPILimitsLocal": _level(f"llm_api_rate_limiter_local{{{N}}}", 1, 0),
     "LLMAPILedgerLocal": _level(f"llm_api_ledger_local{{{N}}}", 1, 0),
     "LLMAPIUsageDrainFailing": _level(f'llm_api_usage_drain_ok{{{N},sink="files"}}', 0, 1),
+    "LLMAPIUsageForcedOut": _growth(f"llm_api_usage_forced_out_total{{{N}}}", 60),
+    "LLMAPIUsageSetAside": _growth(f'llm_api_usage_set_aside_total{{{N},sink="files"}}', 60),
     "LLMAPISpansDropped": _growth(f'llm_api_trace_spans_total{{{N},outcome="queue_full"}}', 15),
     "LLMAPINotReady": _level(f"llm_api_ready{{{N}}}", 0, 1),
     "LLMAPIConfigurationRefused": _level(f"llm_api_config_last_reload_successful{{{N}}}", 0, 1),

@@ -19,10 +19,13 @@ from urllib.request import urlopen
 
 import httpx
 import yaml
+from redis.asyncio import Redis
 from websockets.asyncio.client import connect
 
 from observability.__main__ import PLAIN
+from service.domain.usage_page import START
 from service.engine.attempts import RESERVE
+from service.storage.redis_ledger import PREFIX
 from tests.support.command import free_port, running
 from tests.support.http_server import answering
 from tests.support.live import simulating
@@ -36,6 +39,7 @@ VENDORS_LIMITS = ("--requests-per-minute", "1000000", "--tokens-per-minute", "10
 PRICE = {"input": 1, "cached_input": 0.5, "output": 2, "as_of": "2026-11-01", "source": "a test"}
 LEASE_S = 5
 JOBS_AT_ONCE = 4
+RECORDS_MAX = 10
 PATIENCE_S = 60.0
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -52,6 +56,8 @@ class Scene:
     """Seconds since the epoch, before there was anything."""
     hook: str
     """The address of a caller's server."""
+    store: str
+    """That of the shared store."""
     ended_at: float = 0.0
     """When everything had happened: what is asked afterwards is asked for this time, however long that takes."""
     outcomes: dict[str, int] = field(default_factory=dict)
@@ -138,7 +144,7 @@ def settings(folder: Path, *, simulator: str, redis: str) -> Path:
             }
         },
         "jobs": {"worker": False, "concurrency": JOBS_AT_ONCE, "lease_s": LEASE_S},
-        "usage": {"export_dir": str(folder / "usage")},
+        "usage": {"export_dir": str(folder / "usage"), "records_max": RECORDS_MAX},
         "webhooks": {"secrets": ["whsec_" + base64.b64encode(b"s" * 32).decode()], "timeout_s": 2},
     }
     path = folder / "config.yaml"
@@ -185,7 +191,7 @@ def played(folder: Path) -> Iterator[Scene]:
         with start("serve", "serve") as serving, start("worker", "worker") as worker:
             api = serving.address("API")
             with running_prometheus(folder, config) as prometheus, start("worker", "other worker"):
-                scene = Scene(api, metrics, prometheus, began_at, hook)
+                scene = Scene(api, metrics, prometheus, began_at, hook, redis.url)
                 scene.wait_for_targets(len(ports))
                 scene.wait_for_scrapes(2)
                 for _ in range(2):
@@ -233,6 +239,7 @@ class _Round:
         async with httpx.AsyncClient(
             base_url=self._scene.api, timeout=PATIENCE_S, headers=_bearer(ALICE), trust_env=False
         ) as self._client:
+            await self._overflow()
             await self._successes()
             await self._socket()
             await self._resumed()
@@ -257,6 +264,15 @@ class _Round:
         ending = "[DONE]" if response.text.endswith("data: [DONE]\n\n") else "error"
         self._note(f"stream {model}", f"{response.status_code} {ending}")
         return response.text
+
+    async def _overflow(self) -> None:
+        """Put what is no record into the ledger, more of it than it holds, while a sink is away."""
+        async with Redis.from_url(self._scene.store) as store:
+            now_ms = str(int(time.time() * 1_000))
+            await store.hset(f"{PREFIX}sinks", mapping={"away": START, "away:at": now_ms})
+            for _ in range(RECORDS_MAX + 200):
+                await store.xadd(f"{PREFIX}records", {"x": "no record"})
+        await asyncio.sleep(2)  # the sink that is there looks each second
 
     async def _successes(self) -> None:
         await self._ask("gpt-4o-mini")

@@ -133,6 +133,8 @@ def test_the_scene_had_every_outcome(scene: Scene) -> None:
         'llm_api_stream_resumes_total{result="continued"}',
         "llm_api_unpriced_requests_total",
         "llm_api_cost_usd_total",
+        "llm_api_usage_forced_out_total",
+        'llm_api_usage_set_aside_total{sink="files"}',
         'llm_api_tokens_total{type="cached_input"}',
     ):
         # Also of the worker that is gone.

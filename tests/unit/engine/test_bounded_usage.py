@@ -7,6 +7,7 @@ import pytest
 
 from service.domain.usage_record import UsageRecord
 from service.engine.bounded_usage import TURN, BoundedUsage
+from service.engine.usage_report import complete_since
 from service.errors import Overloaded
 from tests.support.usage_records import record
 
@@ -30,6 +31,10 @@ class Source:
                 yield one
         finally:
             self.reading -= 1
+
+    async def complete_since(self, until: float) -> float:
+        del until
+        return 5.0
 
 
 class Filtering(Source):
@@ -78,6 +83,13 @@ async def test_a_caller_is_told_its_own_by_the_source_or_for_it() -> None:
     source.go_on.set()
     assert await told(BoundedUsage(source), "bob") == ["bob"]
     assert await told(BoundedUsage(Filtering()), "bob") == ["only bob"]
+
+
+@pytest.mark.parametrize(("since", "until", "whole"), [(0, 9, 5), (6, 9, 6), (0, 3, 3)])
+async def test_from_when_on_an_answer_is_complete_is_within_the_time_asked_for(
+    since: float, until: float, whole: float
+) -> None:
+    assert await complete_since(BoundedUsage(Source()), since, until) == whole
 
 
 async def test_others_have_their_turn_while_a_report_is_made() -> None:

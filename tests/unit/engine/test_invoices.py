@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from service.accounting.prices import Price
 from service.domain.generation import Usage
 from service.domain.usage_record import CRASHED, UNKNOWN, CallRecord
 from service.engine.invoices import Invoices
@@ -35,19 +36,19 @@ async def test_what_was_left_has_the_figures_of_the_invoice() -> None:
     left = record("x", calls=(CallRecord("x-1", "sim", "up", "cancelled", Usage(5, 1, estimated=True)),))
     asked = invoices(sim=Told({"x-1": TOOK}, failures=1))
     assert asked.may_know(left)
-    [call] = (await asked.settled(left, **QUICK)).calls
+    [call] = (await asked.settled(left, price=None, **QUICK)).calls
     assert (call.usage, call.invoiced) == (TOOK, True)
 
 
 async def test_what_the_provider_never_saw_took_nothing() -> None:
     lost = record("x", calls=(CallRecord("x-1", "sim", "up", "upstream_unavailable", UNKNOWN),))
-    [call] = (await invoices(sim=Told({})).settled(lost, **QUICK)).calls
+    [call] = (await invoices(sim=Told({})).settled(lost, price=None, **QUICK)).calls
     assert (call.usage, call.invoiced) == (Usage(0, 0), True)
 
 
 async def test_what_no_invoice_tells_in_time_stays_estimated() -> None:
     running = record("x", calls=(CallRecord("x-1", "sim", "up", "cancelled", Usage(5, 1, estimated=True)),))
-    assert await invoices(sim=Told({"x-1": None})).settled(running, **QUICK) == running
+    assert await invoices(sim=Told({"x-1": None})).settled(running, price=None, **QUICK) == running
     assert not invoices(other=Told({})).may_know(running)
 
 
@@ -74,3 +75,29 @@ async def test_a_crash_of_which_the_invoice_tells_too_late_is_as_large_as_estima
     one = draft("x", providers=("sim",))
     found = await invoices(sim=Told({"x-1": None})).crashed(one, ended_at=1.0, **QUICK)
     assert found.usage == one.estimate
+
+
+def price(name: str, pico: int) -> Price:
+    return Price(input=pico, output=pico, cached_input=pico, cache_write=pico, name=name)
+
+
+OLD, NEW = price("old", 1_000), price("new", 5_000)
+
+
+async def test_what_is_settled_after_the_prices_changed_costs_what_it_did_when_it_was_asked() -> None:
+    left = record("x", price="old", calls=(CallRecord("x-1", "sim", "up", "cancelled", Usage(5, 1, estimated=True)),))
+    asked = Invoices({"sim": Told({"x-1": TOOK})}, lambda _: NEW)
+    settled = await asked.settled(left, price=OLD, **QUICK)
+    assert (settled.price, settled.cost_nano_usd) == ("old", 16)
+
+
+async def test_what_another_process_left_is_named_and_costed_by_one_price() -> None:
+    calls = (
+        CallRecord("x-1", "sim", "up", "upstream_timeout", Usage(1, 1), 2),
+        CallRecord("x-2", "sim", "up", "cancelled", Usage(5, 1, estimated=True), 6),
+    )
+    asked = Invoices({"sim": Told({"x-2": TOOK})}, lambda _: NEW)
+    settled = await asked.crashed(record("x", price="old", calls=calls), ended_at=1.0, **QUICK)
+    assert (settled.price, settled.cost_nano_usd) == ("new", 5 * (2 + 16))
+    crashed = await asked.crashed(draft("y", price="old"), ended_at=1.0, **QUICK)
+    assert (crashed.price, crashed.cost_nano_usd) == ("new", 0)

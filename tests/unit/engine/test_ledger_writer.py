@@ -54,6 +54,9 @@ class FakeStore:
         del record
         return False
 
+    async def complete_since(self, until: float) -> float:
+        raise NotImplementedError
+
     async def read(self, since: float, until: float) -> AsyncIterator[UsageRecord]:
         """Yield all."""
         del since, until

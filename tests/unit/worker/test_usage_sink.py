@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.domain.usage_page import Page, SetAside, Taken, UsageLog
+from service.domain.usage_page import FORCED_OUT, Page, SetAside, Taken, UsageLog
 from service.errors import StoreUnavailable
 from service.telemetry.metrics import Metrics
 from service.worker.usage_sink import UsageDrain
@@ -29,8 +29,9 @@ class Empty:
 class Failing:
     """A sink that fails, and tells when it was asked."""
 
-    def __init__(self, error: Exception | None) -> None:
+    def __init__(self, error: Exception | None, reason: str = "DataError") -> None:
         self.error = error
+        self.reason = reason
         self.asked = asyncio.Event()
 
     async def drain(self, log: UsageLog) -> Taken:
@@ -38,7 +39,7 @@ class Failing:
         self.asked.set()
         if self.error is not None:
             raise self.error
-        return Taken(2, (SetAside("1-0", "DataError"),), "2-0")
+        return Taken(2, (SetAside("1-0", self.reason),), "2-0")
 
 
 @pytest.mark.parametrize(
@@ -74,3 +75,14 @@ async def test_what_is_set_aside_is_counted_and_logged(caplog: pytest.LogCapture
     assert metrics.registry.get_sample_value("llm_api_usage_set_aside_total", {"sink": "files"}) == 1
     (line,) = [line for line in caplog.records if "set aside" in line.message]
     assert (vars(line)["position"], vars(line)["reason"]) == ("1-0", "DataError")
+
+
+async def test_what_was_forced_out_is_told_by_the_sink_that_misses_it(caplog: pytest.LogCaptureFixture) -> None:
+    metrics = Metrics(CollectorRegistry())
+    sink = Failing(None, FORCED_OUT)
+    async with UsageDrain(log=Empty(), sink=sink, name="files", metrics=metrics).running():
+        await sink.asked.wait()
+        await asyncio.sleep(0)
+    assert not metrics.registry.get_sample_value("llm_api_usage_set_aside_total", {"sink": "files"})
+    (line,) = [line for line in caplog.records if "records_max" in line.message]
+    assert (vars(line)["position"], vars(line)["sink"]) == ("1-0", "files")
