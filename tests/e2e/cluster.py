@@ -94,17 +94,13 @@ class Namespace:
         """Apply objects."""
         self.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(objects))
 
-    def install(self, values: Mapping[str, Any] | None = None, *over: Path, wait: bool = True) -> str:
-        """Install the chart, or upgrade the release; return helm's words.
-
-        All values are given each time; those in the files lie over the others.
-        """
+    def install(self, values: Mapping[str, Any] | None = None, *, wait: bool = True) -> str:
+        """Install the chart, or upgrade the release; return helm's words. All values are given each time."""
         repository, _, tag = self.image.rpartition(":")
         given = {"image": {"repository": repository, "tag": tag}, **(values or {})}
         waiting = ["--wait", f"--timeout={WAIT_S}s"] if wait else []
         command = [*self.cluster.helm_command, "upgrade", "--install", RELEASE, str(CHART), "--namespace", self.name]
-        files = [word for path in over for word in ("--values", str(path))]
-        return run([*command, *waiting, "--values", "-", *files], stdin=json.dumps(given))
+        return run([*command, *waiting, "--values", "-"], stdin=json.dumps(given))
 
     def helm_test(self) -> None:
         """Run the chart's own test, which asks all three routes as long as it knows a key."""
